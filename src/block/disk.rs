@@ -1,0 +1,72 @@
+//! A partition (or file) as bytes.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::{Doing, Result, sys};
+
+/// Where an image is written. The simulated world has one that loses what was not flushed.
+pub trait Disk {
+    /// Size in bytes.
+    fn len_bytes(&self) -> u64;
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// `Failed` if it cannot all be read.
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+    /// Writes all of `bytes` at `offset`. Not durable before [`Disk::flush`].
+    ///
+    /// # Errors
+    /// `Failed` if it cannot all be written.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
+    /// Makes every write durable and drops what is cached, so that later reads come from the medium.
+    ///
+    /// # Errors
+    /// `Failed` if any write since the last flush may be lost.
+    fn flush(&mut self) -> Result<()>;
+}
+
+/// A block device or a regular file.
+#[derive(Debug)]
+pub struct FileDisk {
+    file: File,
+    path: PathBuf,
+    len_bytes: u64,
+}
+
+impl FileDisk {
+    /// Opens an existing device or file for reading and writing.
+    ///
+    /// # Errors
+    /// `Failed`, naming the path.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = sys::file::open_read_write(path)?;
+        let len_bytes = sys::file::len_bytes(&file).doing(|| format!("size of {}", path.display()))?;
+        Ok(Self { file, path: path.to_owned(), len_bytes })
+    }
+
+    fn doing(&self, verb: &str, offset: u64) -> String {
+        format!("{verb} {} at byte {offset}", self.path.display())
+    }
+}
+
+impl Disk for FileDisk {
+    fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(buffer, offset).doing(|| self.doing("read", offset))
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.file.write_all_at(bytes, offset).doing(|| self.doing("write", offset))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let doing = || format!("flush {}", self.path.display());
+        self.file.sync_all().doing(doing)?;
+        sys::file::drop_cache(&self.file).doing(doing)
+    }
+}

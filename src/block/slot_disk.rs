@@ -1,0 +1,57 @@
+//! The proof that a slot holds what it should.
+
+use sha2::{Digest as _, Sha256};
+
+use super::Disk;
+use crate::model::{Digest, Slot};
+use crate::{Error, Result};
+
+/// Bytes read in one go.
+const STEP: usize = 1024 * 1024;
+
+/// Proof that a slot's image was read from the medium and is the one meant. Only [`read_back`] makes it, and
+/// only with it can a slot be armed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Verified {
+    slot: Slot,
+}
+
+impl Verified {
+    /// The slot that was read.
+    pub const fn slot(&self) -> Slot {
+        self.slot
+    }
+}
+
+/// Reads the first `len_bytes` of `slot`'s disk and compares them with `digest`; `progress` is told the bytes
+/// read so far.
+///
+/// The caller has flushed the disk, so these are the medium's bytes, not a cache's.
+///
+/// # Errors
+/// `Failed` if the disk cannot be read, is too short, or holds anything else.
+pub fn read_back(
+    disk: &mut impl Disk,
+    slot: Slot,
+    len_bytes: u64,
+    digest: &Digest,
+    mut progress: impl FnMut(u64),
+) -> Result<Verified> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; STEP];
+    let mut offset = 0;
+    while offset < len_bytes {
+        let n = usize::try_from(len_bytes - offset).map_or(STEP, |left| left.min(STEP));
+        let (step, _) = buffer.split_at_mut(n);
+        disk.read_at(offset, step)?;
+        hash.update(&*step);
+        offset += n as u64;
+        progress(offset);
+    }
+    let found = Digest(hash.finalize().into());
+    if found == *digest {
+        Ok(Verified { slot })
+    } else {
+        Err(Error::failed(format!("read back slot {slot}: the medium holds {found}, expected {digest}; it may be worn out")))
+    }
+}

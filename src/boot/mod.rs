@@ -1,0 +1,52 @@
+//! WHO BOOTS NEXT. One implementation of [`BootChooser`] per bootloader.
+//!
+//! Inside a backend: **codec** (bytes to variables and back, pure), **scheme** (variables to boot plan and back,
+//! pure), **store** (where and how it is written).
+//!
+//! # Laws
+//! Run against every implementation (`conformance`):
+//! 1. After `arm(s, n)` the plan is the old primary and a trial of `s` with `n` tries left.
+//! 2. `commit` and `disarm` leave no trial, and nothing that the bootloader could fall back to by itself except
+//!    the primary.
+//! 3. Twice is once.
+//! 4. One durable commit point each: cut anywhere, the plan is the one before or the one after.
+//! 5. Variables that are not ours survive, in order.
+//! 6. An environment that cannot be read is an error that names it, never a default and never a panic.
+
+use std::ffi::CStr;
+
+use crate::Result;
+use crate::block::Verified;
+use crate::model::{BootPlan, Slot};
+
+/// Who boots next.
+pub trait BootChooser {
+    /// What the bootloader will do at the next boot.
+    ///
+    /// # Errors
+    /// `Failed`, naming the environment, if it cannot be read or makes no sense.
+    fn plan(&self) -> Result<BootPlan>;
+
+    /// Starts a trial: `slot` boots next, for at most `tries` boots (1 to 9).
+    ///
+    /// # Errors
+    /// `Failed` if the environment cannot be written; the plan is then the old one.
+    fn arm(&mut self, slot: &Verified, tries: u8) -> Result<()>;
+
+    /// Makes the running slot the primary one and ends its trial.
+    ///
+    /// # Errors
+    /// As [`BootChooser::arm`].
+    fn commit(&mut self, booted: Slot) -> Result<()>;
+
+    /// Ends any trial; `primary` boots next.
+    ///
+    /// # Errors
+    /// As [`BootChooser::arm`].
+    fn disarm(&mut self, primary: Slot) -> Result<()>;
+
+    /// The argument that the reboot must carry for the trial to happen (Raspberry Pi: `0 tryboot`).
+    fn reboot_arg(&self) -> Option<&'static CStr> {
+        None
+    }
+}

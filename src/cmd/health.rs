@@ -1,0 +1,12 @@
+//! `twinhull health`
+
+use crate::cli::{Command, Context};
+use crate::{Error, Result};
+
+pub(super) const COMMAND: Command = Command { name: "health", summary: "", help: HELP, run };
+
+const HELP: &str = "twinhull health\n";
+
+fn run(_parser: lexopt::Parser, _context: &Context) -> Result<u8> {
+    Err(Error::failed("not built yet"))
+}

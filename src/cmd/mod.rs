@@ -1,0 +1,30 @@
+//! One file per subcommand: what was typed, what it means, what is shown. The work is done below.
+
+mod bundle;
+mod commit;
+mod health;
+pub mod init;
+mod install;
+mod provision;
+mod resume;
+mod rollback;
+mod status;
+mod supervisor;
+mod version;
+
+use crate::cli::Command;
+
+/// Every command, in the order of `twinhull --help`.
+pub const COMMANDS: &[Command] = &[
+    status::COMMAND,
+    install::COMMAND,
+    resume::COMMAND,
+    health::COMMAND,
+    commit::COMMAND,
+    rollback::COMMAND,
+    init::COMMAND,
+    provision::COMMAND,
+    supervisor::COMMAND,
+    bundle::COMMAND,
+    version::COMMAND,
+];

@@ -1,0 +1,12 @@
+//! `twinhull status`
+
+use crate::cli::{Command, Context};
+use crate::{Error, Result};
+
+pub(super) const COMMAND: Command = Command { name: "status", summary: "", help: HELP, run };
+
+const HELP: &str = "twinhull status\n";
+
+fn run(_parser: lexopt::Parser, _context: &Context) -> Result<u8> {
+    Err(Error::failed("not built yet"))
+}

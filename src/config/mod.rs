@@ -1,0 +1,5 @@
+//! What people and the cloud decide: settings of the image (TOML fragments) and the device's `config.json`.
+
+mod settings;
+
+pub use settings::{Bundle, Chooser, Engine, Health, Init, Provision, Settings, Supervisor};

@@ -1,0 +1,318 @@
+//! Settings: TOML fragments merged and validated once.
+//!
+//! Fragments are read from `/usr/lib/twinhull/*.toml` (the image's maker), `/run/twinhull/*.toml` (this boot) and
+//! `/etc/twinhull/*.toml` (this device): later places win, within a place files go by name, and a key replaces
+//! the same key of an earlier fragment. Unknown keys are refused with file and line.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::{Doing, Error, Result, Root, sys};
+
+const PLACES: [&str; 3] = ["/usr/lib/twinhull", "/run/twinhull", "/etc/twinhull"];
+const LIMIT_BYTES: u64 = 1024 * 1024;
+
+/// Everything that can be set, with the defaults of a balenaOS-style image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The boot chooser.
+    pub boot: Boot,
+    /// What a bundle must satisfy.
+    pub bundle: Bundle,
+    /// When a trial counts as passed.
+    pub health: Health,
+    /// The container engine.
+    pub engine: Engine,
+    /// The supervisor container.
+    pub supervisor: Supervisor,
+    /// Registration with the cloud API.
+    pub provision: Provision,
+    /// What PID 1 mounts and binds.
+    pub init: Init,
+}
+
+/// `[boot]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Boot {
+    /// Which bootloader; left out: found from what is on the boot partition.
+    pub chooser: Option<Chooser>,
+    /// GRUB's environment block. `grub.cfg` must name the same file.
+    pub grub_env: PathBuf,
+    /// Boots that a new system may use before the old one returns, 1 to 9.
+    pub tries: u8,
+}
+
+/// The bootloaders that twinhull knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Chooser {
+    /// GRUB with an environment block.
+    Grub,
+}
+
+/// `[bundle]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Bundle {
+    /// Directory of minisign public keys (`*.pub`).
+    pub keys: PathBuf,
+    /// How many different keys must have signed.
+    pub signatures: usize,
+}
+
+/// `[health]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Health {
+    /// Seconds after boot by which every check of a trial must have passed.
+    pub deadline_s: u64,
+    /// Seconds that all checks must keep passing before the commit.
+    pub settle_s: u64,
+    /// Units that must be active.
+    pub units: Vec<String>,
+    /// Directory of the image's own checks: each executable must exit with 0.
+    pub checks: PathBuf,
+    /// Seconds that one check may take.
+    pub check_deadline_s: u64,
+}
+
+/// `[engine]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Engine {
+    /// The engine's Unix socket; the first that exists is used.
+    pub sockets: Vec<PathBuf>,
+    /// Whether this host runs containers at all; health asks the engine only then.
+    pub enabled: bool,
+}
+
+/// `[supervisor]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Supervisor {
+    /// Whether a supervisor container belongs on this host.
+    pub enabled: bool,
+    /// `KEY=value` file with `SUPERVISOR_IMAGE`, as balenaOS has it.
+    pub conf: PathBuf,
+    /// The image's own copy of that file, used when the other is missing or damaged.
+    pub default_conf: PathBuf,
+    /// Image archives on the data partition (`docker save` format), loaded when the engine lacks the image.
+    pub archives: PathBuf,
+    /// Seconds that a supervisor may be unhealthy before its container is started again.
+    pub unhealthy_s: u64,
+}
+
+/// `[provision]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Provision {
+    /// The device's `config.json`.
+    pub config_json: PathBuf,
+    /// `device-type.json`, with `slug` and `arch`.
+    pub device_type_json: PathBuf,
+    /// Certificates trusted for TLS, PEM.
+    pub ca_bundle: PathBuf,
+    /// Seconds to wait before the first retry; doubles up to `retry_max_s`.
+    pub retry_s: u64,
+    /// The longest wait between two tries, in seconds.
+    pub retry_max_s: u64,
+    /// Seconds that the API has to answer one request.
+    pub timeout_s: u64,
+}
+
+/// `[init]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Init {
+    /// Paths of the root that are kept on the state partition (`root-overlay/PATH`) and bound over it.
+    pub persist: Vec<PathBuf>,
+    /// The program that takes over.
+    pub next: PathBuf,
+}
+
+impl Default for Boot {
+    fn default() -> Self {
+        Self { chooser: None, grub_env: "/mnt/boot/EFI/BOOT/grubenv".into(), tries: 3 }
+    }
+}
+
+impl Default for Bundle {
+    fn default() -> Self {
+        Self { keys: "/usr/share/twinhull/keys.d".into(), signatures: 1 }
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            deadline_s: 600,
+            settle_s: 10,
+            units: Vec::new(),
+            checks: "/usr/lib/twinhull/health.d".into(),
+            check_deadline_s: 60,
+        }
+    }
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        let sockets = ["/run/balena-engine.sock", "/run/balena.sock", "/run/docker.sock", "/run/podman/podman.sock"];
+        Self { sockets: sockets.map(Into::into).into(), enabled: true }
+    }
+}
+
+impl Default for Supervisor {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            conf: "/mnt/state/root-overlay/etc/balena-supervisor/supervisor.conf".into(),
+            default_conf: "/etc/balena-supervisor/supervisor.conf".into(),
+            archives: "/mnt/data/supervisor".into(),
+            unhealthy_s: 180,
+        }
+    }
+}
+
+impl Default for Provision {
+    fn default() -> Self {
+        Self {
+            config_json: "/mnt/boot/config.json".into(),
+            device_type_json: "/mnt/boot/device-type.json".into(),
+            ca_bundle: "/etc/ssl/certs/ca-certificates.crt".into(),
+            retry_s: 2,
+            retry_max_s: 300,
+            timeout_s: 59,
+        }
+    }
+}
+
+impl Default for Init {
+    fn default() -> Self {
+        Self { persist: Vec::new(), next: "/sbin/init".into() }
+    }
+}
+
+impl Settings {
+    /// Reads and merges the fragments under `root`, or `only` that one file, and checks every value.
+    ///
+    /// # Errors
+    /// `Failed`, naming file and line, for a file that cannot be read, unknown keys and values out of range.
+    pub fn load(root: &Root, only: Option<&Path>) -> Result<Self> {
+        let files = match only {
+            Some(file) => vec![file.to_owned()],
+            None => fragments(root)?,
+        };
+        let mut merged = toml::Table::new();
+        for file in &files {
+            let bytes = sys::file::read(file, LIMIT_BYTES)?;
+            let text = String::from_utf8(bytes)
+                .map_err(|_| Error::failed(format!("settings {}: not UTF-8", file.display())))?;
+            let say = |e: toml::de::Error| {
+                let line = e.span().map_or(0, |s| text.get(..s.start).unwrap_or("").lines().count().max(1));
+                Error::failed(format!("settings {}, line {line}: {}", file.display(), e.message().trim()))
+            };
+            // Each fragment is checked alone first: only there do lines mean anything.
+            toml::from_str::<Self>(&text).map_err(say)?;
+            merge(&mut merged, toml::from_str::<toml::Table>(&text).map_err(say)?);
+        }
+        let settings: Self =
+            merged.try_into().map_err(|e: toml::de::Error| Error::failed(format!("settings: {}", e.message())))?;
+        settings.check().doing(|| "settings")
+    }
+
+    fn check(self) -> Result<Self> {
+        let wrong = |text: String| Err(Error::failed(text));
+        if !(1..=9).contains(&self.boot.tries) {
+            return wrong(format!("boot.tries = {}: expected 1 to 9", self.boot.tries));
+        }
+        if self.bundle.signatures == 0 {
+            return wrong("bundle.signatures = 0: at least one signature is always needed".into());
+        }
+        if self.health.deadline_s == 0 || self.health.check_deadline_s == 0 {
+            return wrong("health.deadline_s and health.check_deadline_s must be at least 1".into());
+        }
+        if self.provision.retry_s == 0 || self.provision.retry_max_s < self.provision.retry_s {
+            return wrong("provision.retry_s must be at least 1 and at most provision.retry_max_s".into());
+        }
+        Ok(self)
+    }
+}
+
+impl Health {
+    /// Time since boot by which a trial must have passed.
+    pub const fn deadline(&self) -> Duration {
+        Duration::from_secs(self.deadline_s)
+    }
+}
+
+fn fragments(root: &Root) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for place in PLACES {
+        let dir = root.path(place);
+        let mut here = sys::file::list(&dir)?;
+        here.retain(|f| f.extension().is_some_and(|e| e == "toml"));
+        files.extend(here);
+    }
+    Ok(files)
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::new(dir.path());
+        for (path, text) in files {
+            let path = root.path(path);
+            sys::durable::create_dir(path.parent().unwrap()).unwrap();
+            sys::durable::replace(&path, text.as_bytes(), 0o644).unwrap();
+        }
+        (dir, root)
+    }
+
+    #[test]
+    fn nothing_configured_gives_the_defaults() {
+        let (_dir, root) = host(&[]);
+        assert_eq!(Settings::load(&root, None).unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn later_places_win_key_by_key() {
+        let (_dir, root) = host(&[
+            ("/etc/twinhull/10.toml", "[health]\ndeadline_s = 5\n"),
+            ("/usr/lib/twinhull/10.toml", "[health]\ndeadline_s = 9\nsettle_s = 8\n"),
+            ("/usr/lib/twinhull/notes.txt", "not read"),
+        ]);
+        let health = Settings::load(&root, None).unwrap().health;
+        assert_eq!((health.deadline_s, health.settle_s), (5, 8));
+    }
+
+    #[test]
+    fn mistakes_name_file_and_line() {
+        for (text, expected) in [
+            ("[health]\n\ndeadline = 5\n", "line 3: unknown field `deadline`"),
+            ("[health]\ndeadline_s = \"x\"\n", "line 2: invalid type"),
+            ("[boot]\ntries = 10\n", "boot.tries = 10: expected 1 to 9"),
+        ] {
+            let (_dir, root) = host(&[("/etc/twinhull/a.toml", text)]);
+            let e = Settings::load(&root, None).unwrap_err().to_string();
+            assert!(e.contains(expected), "{e}");
+        }
+    }
+}

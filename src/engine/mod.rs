@@ -1,0 +1,1 @@
+//! THE CONTAINER ENGINE: HTTP over its Unix socket, the calls we need, and the supervisor container.

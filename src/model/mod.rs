@@ -1,0 +1,16 @@
+//! Pure values and the decisions between them: no I/O, no clock, nothing of this crate but [`crate::Error`].
+
+pub mod boot_id;
+pub mod bootplan;
+pub mod device;
+pub mod digest;
+pub mod phase;
+pub mod record;
+pub mod slot;
+pub mod version;
+
+pub use boot_id::BootId;
+pub use bootplan::{BootPlan, Trial};
+pub use digest::Digest;
+pub use slot::Slot;
+pub use version::Version;

@@ -1,0 +1,203 @@
+//! Where the device stands, derived from disk at each start and never stored.
+
+use super::record::{Outcome, State};
+use super::{BootId, BootPlan, Slot};
+
+/// All that decides the phase: the journal, the boot plan, and which boot of which slot this is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// From the journal.
+    pub state: State,
+    /// From the bootloader's environment.
+    pub plan: BootPlan,
+    /// From the kernel's command line.
+    pub booted: Slot,
+    /// From the kernel.
+    pub boot_id: BootId,
+}
+
+/// Where the device stands, and with it what has to happen next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// No update under way; the plan agrees. Nothing to do.
+    Steady,
+    /// Writing was cut short. Disarm, then the journal says abandoned.
+    InstallInterrupted,
+    /// The target is whole and this is still the boot that wrote it. Reboot, arming first if `armed` is false.
+    ReadyToReboot {
+        /// Whether the switch landed.
+        armed: bool,
+    },
+    /// The old system runs again after a trial. Disarm, then the journal keeps the outcome and why.
+    TrialFailed {
+        /// Rolled back, or abandoned if the new system never had a try.
+        outcome: Outcome,
+        /// Why, for people.
+        why: String,
+    },
+    /// The new system runs on trial: check its health, then commit, or condemn it.
+    OnTrial {
+        /// Boots that it may still use after this one.
+        tries_left: u8,
+    },
+    /// The new system runs, but its trial is lost: disarm if still armed, and reboot.
+    Condemned {
+        /// Why, for people.
+        why: String,
+    },
+    /// The commit landed, the journal does not know yet.
+    CommitLanded,
+    /// Journal and plan contradict each other. Report, touch nothing.
+    Inconsistent {
+        /// What contradicts what.
+        what: String,
+    },
+}
+
+/// Derives the phase. Total: every combination has one answer.
+///
+/// Whenever the trial's slot runs without a trial in the plan, the answer leads back to the old system: arming
+/// again just because the trial is missing would loop for ever after a failed health check.
+pub fn classify(seen: &Observed) -> Phase {
+    let Observed { state, plan, booted, boot_id } = seen;
+    match state {
+        State::Idle => idle(*plan, *booted),
+        State::Installing { target, .. } if booted == target => Phase::Inconsistent {
+            what: format!("the journal says that slot {target} is being written, but it is running"),
+        },
+        State::Installing { .. } => Phase::InstallInterrupted,
+        State::Trial { target, armed_in, verdict, .. } => {
+            let this_boot = armed_in == boot_id;
+            match (booted == target, this_boot) {
+                (true, true) => Phase::Inconsistent {
+                    what: format!("slot {target} runs in the very boot that armed it"),
+                },
+                // A verdict in the boot that armed the trial: it was called off before the reboot.
+                (false, true) => match verdict {
+                    Some(why) => Phase::TrialFailed { outcome: Outcome::Abandoned, why: why.clone() },
+                    None => Phase::ReadyToReboot { armed: plan.tries(*target).is_some() },
+                },
+                (false, false) => back_on_old(*plan, *target, verdict.as_deref()),
+                (true, false) => on_target(*plan, *target, verdict.as_deref()),
+            }
+        }
+    }
+}
+
+fn idle(plan: BootPlan, booted: Slot) -> Phase {
+    match plan.trial {
+        None if plan.primary == booted => Phase::Steady,
+        None => Phase::Inconsistent {
+            what: format!("slot {booted} runs, the boot plan's primary is {}, no update is under way", plan.primary),
+        },
+        Some(trial) => Phase::Inconsistent {
+            what: format!("the boot plan tries slot {}, but the journal knows of no update", trial.slot),
+        },
+    }
+}
+
+fn back_on_old(plan: BootPlan, target: Slot, verdict: Option<&str>) -> Phase {
+    let (outcome, why) = match (verdict, plan.tries(target)) {
+        (Some(why), _) => (Outcome::RolledBack, why.to_owned()),
+        (None, None) if plan.primary == target => {
+            return Phase::Inconsistent {
+                what: format!("slot {target} is committed, but slot {} runs", !target),
+            };
+        }
+        (None, None) => (Outcome::Abandoned, "power was lost before the new system was armed".to_owned()),
+        (None, Some(0)) => {
+            (Outcome::RolledBack, format!("slot {target} used up its tries without passing its health checks"))
+        }
+        (None, Some(left)) => (
+            Outcome::RolledBack,
+            format!("the bootloader chose slot {} although slot {target} had {left} tries left", !target),
+        ),
+    };
+    Phase::TrialFailed { outcome, why }
+}
+
+fn on_target(plan: BootPlan, target: Slot, verdict: Option<&str>) -> Phase {
+    match (plan.tries(target), verdict) {
+        (_, Some(why)) if plan.primary != target => Phase::Condemned { why: why.to_owned() },
+        (Some(tries_left), _) => Phase::OnTrial { tries_left },
+        (None, _) if plan.primary == target => Phase::CommitLanded,
+        (None, _) => Phase::Condemned { why: "the trial was called off from outside".to_owned() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::record::{Before, Release};
+
+    fn release() -> Release {
+        Release { version: "2.0.0".parse().unwrap(), manifest: crate::model::Digest([7; 32]) }
+    }
+
+    fn trial(verdict: Option<&str>) -> State {
+        State::Trial {
+            target: Slot::B,
+            release: release(),
+            armed_in: BootId("first".into()),
+            before: Before::default(),
+            verdict: verdict.map(Into::into),
+        }
+    }
+
+    /// The kind of a phase, without its words.
+    fn kind(state: State, plan: BootPlan, booted: Slot, boot: &str) -> &'static str {
+        match classify(&Observed { state, plan, booted, boot_id: BootId(boot.into()) }) {
+            Phase::Steady => "steady",
+            Phase::InstallInterrupted => "interrupted",
+            Phase::ReadyToReboot { armed: true } => "ready",
+            Phase::ReadyToReboot { armed: false } => "ready-unarmed",
+            Phase::TrialFailed { outcome: Outcome::Abandoned, .. } => "abandoned",
+            Phase::TrialFailed { .. } => "failed",
+            Phase::OnTrial { .. } => "on-trial",
+            Phase::Condemned { .. } => "condemned",
+            Phase::CommitLanded => "landed",
+            Phase::Inconsistent { .. } => "inconsistent",
+        }
+    }
+
+    #[test]
+    fn table() {
+        use Slot::{A, B};
+        let installing = || State::Installing { target: B, release: release() };
+        let (on_a, on_b, trying_b, used_up) = (
+            BootPlan::settled(A),
+            BootPlan::settled(B),
+            BootPlan::on_trial(B, 2),
+            BootPlan::on_trial(B, 0),
+        );
+        for (state, plan, booted, boot, expected) in [
+            (State::Idle, on_a, A, "x", "steady"),
+            (State::Idle, on_b, B, "x", "steady"),
+            (State::Idle, on_b, A, "x", "inconsistent"),
+            (State::Idle, trying_b, A, "x", "inconsistent"),
+            (State::Idle, trying_b, B, "x", "inconsistent"),
+            (installing(), on_a, A, "x", "interrupted"),
+            (installing(), trying_b, A, "x", "interrupted"),
+            (installing(), on_a, B, "x", "inconsistent"),
+            (trial(None), trying_b, A, "first", "ready"),
+            (trial(None), on_a, A, "first", "ready-unarmed"),
+            (trial(Some("no")), on_a, A, "first", "abandoned"),
+            (trial(None), trying_b, B, "first", "inconsistent"),
+            (trial(None), on_a, A, "later", "abandoned"),
+            (trial(None), used_up, A, "later", "failed"),
+            (trial(None), trying_b, A, "later", "failed"),
+            (trial(Some("no")), on_a, A, "later", "failed"),
+            (trial(None), on_b, A, "later", "inconsistent"),
+            (trial(None), trying_b, B, "later", "on-trial"),
+            (trial(None), used_up, B, "later", "on-trial"),
+            (trial(Some("no")), trying_b, B, "later", "condemned"),
+            (trial(Some("no")), on_a, B, "later", "condemned"),
+            (trial(None), on_a, B, "later", "condemned"),
+            (trial(None), on_b, B, "later", "landed"),
+            (trial(Some("no")), on_b, B, "later", "landed"),
+        ] {
+            let shown = format!("{state:?} {plan:?} booted {booted} in {boot}");
+            assert_eq!(kind(state, plan, booted, boot), expected, "{shown}");
+        }
+    }
+}

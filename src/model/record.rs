@@ -1,0 +1,113 @@
+//! The journal's record: where an update stands, and how the last one ended.
+
+use super::{BootId, Digest, Slot, Version};
+
+/// Which bundle an update is about.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Release {
+    /// The OS version that the bundle carries.
+    pub version: Version,
+    /// The digest of the bundle's manifest: two bundles are the same if and only if these are equal.
+    pub manifest: Digest,
+}
+
+/// The one durable record on the state partition.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Record {
+    /// Where an update stands.
+    pub state: State,
+    /// How the update before this one ended; kept until the next one ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<Ended>,
+}
+
+/// Where an update stands.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum State {
+    /// No update is under way.
+    Idle,
+    /// `target` is being written; what it holds is not whole.
+    Installing {
+        /// The slot being written.
+        target: Slot,
+        /// What is being written.
+        release: Release,
+    },
+    /// `target` holds a whole, checked image and was armed, or is about to be.
+    Trial {
+        /// The slot on trial.
+        target: Slot,
+        /// What it holds.
+        release: Release,
+        /// The boot during which the trial was armed: only another boot can be the trial.
+        armed_in: BootId,
+        /// What was true of the old system, which the new one must match.
+        before: Before,
+        /// Why the trial is to end badly; set before it is called off, so that the reason survives the cut.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        verdict: Option<String>,
+    },
+}
+
+/// What was true before an update: health asks of the new system what the old one could do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Before {
+    /// The cloud API answered.
+    pub api_reachable: bool,
+    /// The supervisor container was running and healthy.
+    pub supervisor_healthy: bool,
+}
+
+/// How an update ended.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Ended {
+    /// Which way.
+    pub result: Outcome,
+    /// The slot that was written.
+    pub target: Slot,
+    /// What was to be installed.
+    pub release: Release,
+    /// Why, for people: for a rollback, the check that failed and its output.
+    pub reason: String,
+}
+
+/// The three ends of an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The new system is the primary one.
+    Committed,
+    /// The new system was tried and the old one is back.
+    RolledBack,
+    /// The new system was never started.
+    Abandoned,
+}
+
+impl Record {
+    /// No update under way, none remembered: what a device without a journal has.
+    pub const fn new() -> Self {
+        Self { state: State::Idle, last: None }
+    }
+
+    /// No update under way any more; the last one ended so.
+    pub const fn ended(last: Ended) -> Self {
+        Self { state: State::Idle, last: Some(last) }
+    }
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Committed => "committed",
+            Self::RolledBack => "rolled back",
+            Self::Abandoned => "abandoned",
+        })
+    }
+}

@@ -1,0 +1,1 @@
+//! FIRST BOOT: identity and registration with the cloud API.

@@ -1,0 +1,1 @@
+//! A whole device in memory, with a power switch (tests only).

@@ -1,0 +1,122 @@
+//! Durable writes: after `Ok` the bytes survive a power cut; before it, the old ones do.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use crate::{Doing, Error, Result};
+
+/// Replaces the file at `path` by `bytes` with mode `mode`: old or new after a cut at any point, never a mix.
+///
+/// For file systems whose rename is atomic (ext4). On FAT use [`super::fatrw`] or [`overwrite`].
+///
+/// # Errors
+/// `Failed`, naming the path. The old file is then still there.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let dir = parent(path)?;
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    let temporary = dir.join(name);
+    let doing = || format!("write {}", path.display());
+    write_new(&temporary, bytes, mode).doing(doing)?;
+    fs::rename(&temporary, path).doing(doing)?;
+    sync_dir(dir).doing(doing)
+}
+
+/// Overwrites a file in place without changing its length, with one `pwrite` and one flush.
+///
+/// The file's blocks and directory entry stay as they are, so on FAT this is as atomic as the sectors that
+/// change: keep what matters within one sector of 512 bytes.
+///
+/// # Errors
+/// `Failed` if the file is missing or has another length.
+pub fn overwrite(path: &Path, bytes: &[u8]) -> Result<()> {
+    let doing = || format!("write {}", path.display());
+    let file = OpenOptions::new().write(true).open(path).doing(doing)?;
+    let found = file.metadata().doing(doing)?.len();
+    if found != bytes.len() as u64 {
+        return Err(Error::failed(format!("{found} bytes, expected {}", bytes.len())).within(doing()));
+    }
+    file.write_all_at(bytes, 0).doing(doing)?;
+    file.sync_all().doing(doing)
+}
+
+/// Creates (or truncates) `path`, writes and flushes it. Its directory entry is durable only after
+/// [`sync_dir`].
+pub(super) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+    file.write_all(bytes)?;
+    Ok(file.sync_all()?)
+}
+
+/// Removes a file, durably. One that is not there is fine.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn remove(path: &Path) -> Result<()> {
+    let doing = || format!("remove {}", path.display());
+    match fs::remove_file(path) {
+        Ok(()) => sync_dir(parent(path)?).doing(doing),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e).doing(doing),
+    }
+}
+
+/// Creates a directory and those above it, each durably linked into its parent.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn create_dir(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let doing = || format!("create directory {}", path.display());
+    let above = parent(path)?;
+    create_dir(above)?;
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e).doing(doing),
+        _ => sync_dir(above).doing(doing),
+    }
+}
+
+/// Makes the entries of a directory durable.
+///
+/// # Errors
+/// `Failed` from the open or the flush.
+pub fn sync_dir(dir: &Path) -> Result<()> {
+    Ok(File::open(dir)?.sync_all()?)
+}
+
+fn parent(path: &Path) -> Result<&Path> {
+    match path.parent() {
+        Some(p) if p.as_os_str().is_empty() => Ok(Path::new(".")),
+        Some(p) => Ok(p),
+        None => Err(Error::failed(format!("{}: not a file", path.display()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replace_leaves_only_the_new_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        replace(&path, b"one", 0o600).unwrap();
+        replace(&path, b"two", 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn overwrite_refuses_another_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("env");
+        replace(&path, b"1234", 0o600).unwrap();
+        assert!(overwrite(&path, b"12345").unwrap_err().to_string().ends_with("4 bytes, expected 5"));
+        overwrite(&path, b"abcd").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"abcd");
+    }
+}

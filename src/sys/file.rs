@@ -1,0 +1,94 @@
+//! Reading files with a limit, and opening devices.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::{Doing, Error, Result};
+
+/// Reads a whole file of at most `limit_bytes`; `None` if there is none.
+///
+/// # Errors
+/// `Failed`, naming the path, if it cannot be read or is longer.
+pub fn read_if_exists(path: &Path, limit_bytes: u64) -> Result<Option<Vec<u8>>> {
+    let doing = || format!("read {}", path.display());
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).doing(doing),
+    };
+    let mut bytes = Vec::new();
+    file.take(limit_bytes.saturating_add(1)).read_to_end(&mut bytes).doing(doing)?;
+    if bytes.len() as u64 > limit_bytes {
+        return Err(Error::failed(format!("longer than {limit_bytes} bytes")).within(doing()));
+    }
+    Ok(Some(bytes))
+}
+
+/// Reads a whole file of at most `limit_bytes`.
+///
+/// # Errors
+/// `Failed`, naming the path, if it is missing, cannot be read or is longer.
+pub fn read(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
+    read_if_exists(path, limit_bytes)?
+        .ok_or_else(|| Error::failed("No such file or directory").within(format!("read {}", path.display())))
+}
+
+/// Reads a text file of at most `limit_bytes`, such as one of `/proc` or `/sys`, without trailing white space.
+///
+/// # Errors
+/// As [`read`], or if it is not UTF-8.
+pub fn read_text(path: &Path, limit_bytes: u64) -> Result<String> {
+    let text = String::from_utf8(read(path, limit_bytes)?)
+        .map_err(|_| Error::failed("not UTF-8").within(format!("read {}", path.display())))?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// Opens an existing file or device for reading and writing.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn open_read_write(path: &Path) -> Result<File> {
+    OpenOptions::new().read(true).write(true).open(path).doing(|| format!("open {}", path.display()))
+}
+
+/// Opens an existing file or device for reading.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn open_read(path: &Path) -> Result<File> {
+    File::open(path).doing(|| format!("open {}", path.display()))
+}
+
+/// The entries of a directory, by name; none if there is no such directory.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let doing = || format!("list {}", dir.display());
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e).doing(doing),
+    };
+    let mut paths = entries.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>().doing(doing)?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// The size of a file or block device, in bytes.
+///
+/// # Errors
+/// `Failed` if it cannot be told.
+pub fn len_bytes(file: &File) -> Result<u64> {
+    // Seeking works for both; a block device's metadata says 0.
+    Ok(rustix::fs::seek(file, rustix::fs::SeekFrom::End(0))?)
+}
+
+/// Drops the page cache of a flushed file or block device, so that reads come from the medium.
+///
+/// # Errors
+/// `Failed` if the kernel refuses.
+pub fn drop_cache(file: &File) -> Result<()> {
+    Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?)
+}

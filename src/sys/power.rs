@@ -1,0 +1,33 @@
+//! Ending this boot.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::{Error, Result};
+
+/// Asks systemd for an orderly reboot; `argument` goes to the firmware (Raspberry Pi: `0 tryboot`).
+///
+/// # Errors
+/// `Failed` if systemd cannot be asked.
+pub fn reboot(argument: Option<&str>) -> Result<()> {
+    let mut args = vec!["reboot"];
+    let option;
+    if let Some(argument) = argument {
+        option = format!("--reboot-argument={argument}");
+        args.push(&option);
+    }
+    let outcome = super::command::run(Path::new("systemctl"), &args, Duration::from_secs(60))?;
+    if outcome.success {
+        return Ok(());
+    }
+    Err(Error::failed(format!("systemctl reboot: {}: {}", outcome.ending, outcome.output.trim_end())))
+}
+
+/// Restarts the machine at once: file systems are synced, nothing is stopped. For PID 1.
+pub fn reboot_now() -> ! {
+    rustix::fs::sync();
+    let e = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+    // Only a missing right comes here. PID 1 that returns is a kernel panic, which restarts as well.
+    log::error!("reboot: {e:?}");
+    std::process::abort()
+}

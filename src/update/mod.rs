@@ -1,0 +1,1 @@
+//! THE PROCEDURE: install, journal, resume, health.
