@@ -52,6 +52,8 @@ pub fn read_back(
     if found == *digest {
         Ok(Verified { slot })
     } else {
-        Err(Error::failed(format!("read back slot {slot}: the medium holds {found}, expected {digest}; it may be worn out")))
+        Err(Error::failed(format!(
+            "read back slot {slot}: the medium holds {found}, expected {digest}; it may be worn out"
+        )))
     }
 }

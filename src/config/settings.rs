@@ -160,7 +160,8 @@ impl Default for Health {
 
 impl Default for Engine {
     fn default() -> Self {
-        let sockets = ["/run/balena-engine.sock", "/run/balena.sock", "/run/docker.sock", "/run/podman/podman.sock"];
+        let sockets =
+            ["/run/balena-engine.sock", "/run/balena.sock", "/run/docker.sock", "/run/podman/podman.sock"];
         Self { sockets: sockets.map(Into::into).into(), enabled: true }
     }
 }
@@ -212,15 +213,17 @@ impl Settings {
             let text = String::from_utf8(bytes)
                 .map_err(|_| Error::failed(format!("settings {}: not UTF-8", file.display())))?;
             let say = |e: toml::de::Error| {
-                let line = e.span().map_or(0, |s| text.get(..s.start).unwrap_or("").lines().count().max(1));
+                let line =
+                    e.span().map_or(0, |s| text.get(..s.start).unwrap_or("").matches('\n').count() + 1);
                 Error::failed(format!("settings {}, line {line}: {}", file.display(), e.message().trim()))
             };
             // Each fragment is checked alone first: only there do lines mean anything.
             toml::from_str::<Self>(&text).map_err(say)?;
             merge(&mut merged, toml::from_str::<toml::Table>(&text).map_err(say)?);
         }
-        let settings: Self =
-            merged.try_into().map_err(|e: toml::de::Error| Error::failed(format!("settings: {}", e.message())))?;
+        let settings: Self = merged
+            .try_into()
+            .map_err(|e: toml::de::Error| Error::failed(format!("settings: {}", e.message())))?;
         settings.check().doing(|| "settings")
     }
 

@@ -69,9 +69,9 @@ pub fn classify(seen: &Observed) -> Phase {
         State::Trial { target, armed_in, verdict, .. } => {
             let this_boot = armed_in == boot_id;
             match (booted == target, this_boot) {
-                (true, true) => Phase::Inconsistent {
-                    what: format!("slot {target} runs in the very boot that armed it"),
-                },
+                (true, true) => {
+                    Phase::Inconsistent { what: format!("slot {target} runs in the very boot that armed it") }
+                }
                 // A verdict in the boot that armed the trial: it was called off before the reboot.
                 (false, true) => match verdict {
                     Some(why) => Phase::TrialFailed { outcome: Outcome::Abandoned, why: why.clone() },
@@ -88,7 +88,10 @@ fn idle(plan: BootPlan, booted: Slot) -> Phase {
     match plan.trial {
         None if plan.primary == booted => Phase::Steady,
         None => Phase::Inconsistent {
-            what: format!("slot {booted} runs, the boot plan's primary is {}, no update is under way", plan.primary),
+            what: format!(
+                "slot {booted} runs, the boot plan's primary is {}, no update is under way",
+                plan.primary
+            ),
         },
         Some(trial) => Phase::Inconsistent {
             what: format!("the boot plan tries slot {}, but the journal knows of no update", trial.slot),
@@ -105,9 +108,10 @@ fn back_on_old(plan: BootPlan, target: Slot, verdict: Option<&str>) -> Phase {
             };
         }
         (None, None) => (Outcome::Abandoned, "power was lost before the new system was armed".to_owned()),
-        (None, Some(0)) => {
-            (Outcome::RolledBack, format!("slot {target} used up its tries without passing its health checks"))
-        }
+        (None, Some(0)) => (
+            Outcome::RolledBack,
+            format!("slot {target} used up its tries without passing its health checks"),
+        ),
         (None, Some(left)) => (
             Outcome::RolledBack,
             format!("the bootloader chose slot {} although slot {target} had {left} tries left", !target),
@@ -164,12 +168,8 @@ mod tests {
     fn table() {
         use Slot::{A, B};
         let installing = || State::Installing { target: B, release: release() };
-        let (on_a, on_b, trying_b, used_up) = (
-            BootPlan::settled(A),
-            BootPlan::settled(B),
-            BootPlan::on_trial(B, 2),
-            BootPlan::on_trial(B, 0),
-        );
+        let (on_a, on_b, trying_b, used_up) =
+            (BootPlan::settled(A), BootPlan::settled(B), BootPlan::on_trial(B, 2), BootPlan::on_trial(B, 0));
         for (state, plan, booted, boot, expected) in [
             (State::Idle, on_a, A, "x", "steady"),
             (State::Idle, on_b, B, "x", "steady"),

@@ -76,8 +76,16 @@ mod tests {
 
     #[test]
     fn order() {
-        let sorted =
-            ["1.0.0-dev", "1.0.0", "1.0.0+rev2", "1.0.0+rev10", "1.2.0-rc.2", "1.2.0-rc.10", "1.2.0", "1.10.0"];
+        let sorted = [
+            "1.0.0-dev",
+            "1.0.0",
+            "1.0.0+rev2",
+            "1.0.0+rev10",
+            "1.2.0-rc.2",
+            "1.2.0-rc.10",
+            "1.2.0",
+            "1.10.0",
+        ];
         for pair in sorted.windows(2) {
             assert!(v(pair[0]) < v(pair[1]), "{pair:?}");
         }

@@ -59,11 +59,9 @@ pub fn run(program: &Path, args: &[&str], deadline: Duration) -> Result<Outcome>
     let output = collector.join().map_err(|_| Error::failed(format!("read the output of {name}")))?;
     Ok(match ending {
         Ok(status) => Outcome { success: status.success(), ending: describe(status), output },
-        Err(()) => Outcome {
-            success: false,
-            ending: format!("no answer within {} s", deadline.as_secs()),
-            output,
-        },
+        Err(()) => {
+            Outcome { success: false, ending: format!("no answer within {} s", deadline.as_secs()), output }
+        }
     })
 }
 
@@ -114,6 +112,9 @@ mod tests {
     #[test]
     fn deadline_kills_the_whole_group() {
         let o = sh("echo before; sleep 1000 & wait", 1);
-        assert_eq!((o.success, o.ending.as_str(), o.output.as_str()), (false, "no answer within 1 s", "before\n"));
+        assert_eq!(
+            (o.success, o.ending.as_str(), o.output.as_str()),
+            (false, "no answer within 1 s", "before\n")
+        );
     }
 }
