@@ -21,6 +21,12 @@ impl Verified {
     pub const fn slot(&self) -> Slot {
         self.slot
     }
+
+    /// A proof without a reading, for tests of what needs one.
+    #[cfg(test)]
+    pub const fn for_test(slot: Slot) -> Self {
+        Self { slot }
+    }
 }
 
 /// Reads the first `len_bytes` of `slot`'s disk and compares them with `digest`; `progress` is told the bytes

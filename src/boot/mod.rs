@@ -13,6 +13,14 @@
 //! 5. Variables that are not ours survive, in order.
 //! 6. An environment that cannot be read is an error that names it, never a default and never a panic.
 
+#[cfg(test)]
+pub mod conformance;
+pub mod grub;
+pub mod resin;
+mod variables;
+
+pub use variables::Variables;
+
 use std::ffi::CStr;
 
 use crate::Result;
