@@ -23,11 +23,10 @@ pub enum Phase {
     Steady,
     /// Writing was cut short. Disarm, then the journal says abandoned.
     InstallInterrupted,
-    /// The target is whole and this is still the boot that wrote it. Reboot, arming first if `armed` is false.
-    ReadyToReboot {
-        /// Whether the switch landed.
-        armed: bool,
-    },
+    /// No update is known, the old system runs, but a trial is armed: the journal was lost. Disarm.
+    StrayTrial,
+    /// The target is whole and armed, and this is still the boot that wrote it. Reboot.
+    ReadyToReboot,
     /// The old system runs again after a trial. Disarm, then the journal keeps the outcome and why.
     TrialFailed {
         /// Rolled back, or abandoned if the new system never had a try.
@@ -54,10 +53,27 @@ pub enum Phase {
     },
 }
 
+impl Phase {
+    /// The phase's name, as `status` shows it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Steady => "steady",
+            Self::InstallInterrupted => "install-interrupted",
+            Self::StrayTrial => "stray-trial",
+            Self::ReadyToReboot => "ready-to-reboot",
+            Self::TrialFailed { .. } => "trial-failed",
+            Self::OnTrial { .. } => "on-trial",
+            Self::Condemned { .. } => "condemned",
+            Self::CommitLanded => "commit-landed",
+            Self::Inconsistent { .. } => "inconsistent",
+        }
+    }
+}
+
 /// Derives the phase. Total: every combination has one answer.
 ///
-/// Whenever the trial's slot runs without a trial in the plan, the answer leads back to the old system: arming
-/// again just because the trial is missing would loop for ever after a failed health check.
+/// A trial that is missing from the plan is never armed again: after a failed health check that would loop for ever.
+/// Every doubt leads back to the old system, and the next install finds what was written and reuses it.
 pub fn classify(seen: &Observed) -> Phase {
     let Observed { state, plan, booted, boot_id } = seen;
     match state {
@@ -75,7 +91,11 @@ pub fn classify(seen: &Observed) -> Phase {
                 // A verdict in the boot that armed the trial: it was called off before the reboot.
                 (false, true) => match verdict {
                     Some(why) => Phase::TrialFailed { outcome: Outcome::Abandoned, why: why.clone() },
-                    None => Phase::ReadyToReboot { armed: plan.tries(*target).is_some() },
+                    None if plan.tries(*target).is_some() => Phase::ReadyToReboot,
+                    None => Phase::TrialFailed {
+                        outcome: Outcome::Abandoned,
+                        why: "the install was stopped before the new system was armed".to_owned(),
+                    },
                 },
                 (false, false) => back_on_old(*plan, *target, verdict.as_deref()),
                 (true, false) => on_target(*plan, *target, verdict.as_deref()),
@@ -93,8 +113,9 @@ fn idle(plan: BootPlan, booted: Slot) -> Phase {
                 plan.primary
             ),
         },
+        Some(trial) if trial.slot != booted => Phase::StrayTrial,
         Some(trial) => Phase::Inconsistent {
-            what: format!("the boot plan tries slot {}, but the journal knows of no update", trial.slot),
+            what: format!("slot {} runs on trial, but the journal knows of no update", trial.slot),
         },
     }
 }
@@ -153,8 +174,8 @@ mod tests {
         match classify(&Observed { state, plan, booted, boot_id: BootId(boot.into()) }) {
             Phase::Steady => "steady",
             Phase::InstallInterrupted => "interrupted",
-            Phase::ReadyToReboot { armed: true } => "ready",
-            Phase::ReadyToReboot { armed: false } => "ready-unarmed",
+            Phase::StrayTrial => "stray",
+            Phase::ReadyToReboot => "ready",
             Phase::TrialFailed { outcome: Outcome::Abandoned, .. } => "abandoned",
             Phase::TrialFailed { .. } => "failed",
             Phase::OnTrial { .. } => "on-trial",
@@ -174,13 +195,13 @@ mod tests {
             (State::Idle, on_a, A, "x", "steady"),
             (State::Idle, on_b, B, "x", "steady"),
             (State::Idle, on_b, A, "x", "inconsistent"),
-            (State::Idle, trying_b, A, "x", "inconsistent"),
+            (State::Idle, trying_b, A, "x", "stray"),
             (State::Idle, trying_b, B, "x", "inconsistent"),
             (installing(), on_a, A, "x", "interrupted"),
             (installing(), trying_b, A, "x", "interrupted"),
             (installing(), on_a, B, "x", "inconsistent"),
             (trial(None), trying_b, A, "first", "ready"),
-            (trial(None), on_a, A, "first", "ready-unarmed"),
+            (trial(None), on_a, A, "first", "abandoned"),
             (trial(Some("no")), on_a, A, "first", "abandoned"),
             (trial(None), trying_b, B, "first", "inconsistent"),
             (trial(None), on_a, A, "later", "abandoned"),

@@ -1,0 +1,100 @@
+//! Every single, double and triple interruption of an update, in every world.
+
+use super::power::{How, Interruption};
+use super::world::{Behaviour, End, TRIES, World};
+use crate::model::record::{Outcome, State};
+use crate::model::{BootPlan, Slot};
+
+/// What must hold when the device has come to rest, whatever happened on the way.
+fn promises(behaviour: Behaviour, cuts: &[Interruption], end: &End, world: &World) -> Result<(), String> {
+    let (plan, state) = world.at_rest(end.booted)?;
+    if plan != BootPlan::settled(end.booted) {
+        return Err(format!("at rest, but the plan is {plan:?}"));
+    }
+    if state != State::Idle {
+        return Err(format!("at rest, but the journal says {state:?}"));
+    }
+    let committed = end.last == Some(Outcome::Committed);
+    if committed != (end.booted == Slot::B) {
+        return Err(format!("slot {} runs, the journal says {:?}", end.booted, end.last));
+    }
+    if committed && behaviour != Behaviour::Good {
+        return Err("a bad system was committed".into());
+    }
+    if !committed && behaviour == Behaviour::Good && cuts.len() < usize::from(TRIES) {
+        return Err(format!(
+            "{} interruptions cost a good system its {TRIES} tries: {:?}",
+            cuts.len(),
+            end.last
+        ));
+    }
+    if end.armed && end.last.is_none() {
+        return Err("an update that was armed left no outcome".into());
+    }
+    if end.armed && behaviour != Behaviour::Good && end.last != Some(Outcome::RolledBack) {
+        return Err(format!("a bad system was armed, and the journal says {:?}", end.last));
+    }
+    Ok(())
+}
+
+/// Plays every story that begins with `cuts` and has up to `depth` interruptions; returns how many.
+fn sweep(behaviour: Behaviour, cuts: &mut Vec<Interruption>, depth: usize) -> u32 {
+    let mut world = World::new(behaviour);
+    let story = |cuts: &[Interruption]| format!("{behaviour:?}, interrupted at {cuts:?}");
+    let end = world.play(cuts).unwrap_or_else(|e| panic!("{}: {e}", story(cuts)));
+    if end.interrupted < cuts.len() {
+        // The story was over before the last interruption: so it is for every later moment.
+        return 0;
+    }
+    promises(behaviour, cuts, &end, &world).unwrap_or_else(|e| panic!("{}: {e}", story(cuts)));
+    world.second_install(end.booted).unwrap_or_else(|e| panic!("{}: {e}", story(cuts)));
+    let mut played = 1;
+    if depth > 0 {
+        for how in [How::Cut, How::Kill] {
+            for after_steps in 0.. {
+                cuts.push(Interruption { after_steps, how });
+                let stories = sweep(behaviour, cuts, depth - 1);
+                cuts.pop();
+                played += stories;
+                if stories == 0 {
+                    break;
+                }
+            }
+        }
+    }
+    played
+}
+
+fn sweep_all(behaviour: Behaviour, at_least: u32) {
+    let played = sweep(behaviour, &mut Vec::new(), 3);
+    // Shown with --nocapture; a sweep that plays hardly anything proves nothing.
+    crate::sys::out::line(&format!("sim: {behaviour:?}: {played} stories"));
+    assert!(played > at_least, "{played} stories");
+}
+
+#[test]
+fn every_triple_interruption_of_a_good_update() {
+    sweep_all(Behaviour::Good, 3_000);
+}
+
+#[test]
+fn every_triple_interruption_of_an_unhealthy_update() {
+    sweep_all(Behaviour::Unhealthy, 3_000);
+}
+
+#[test]
+fn every_triple_interruption_of_a_panicking_update() {
+    sweep_all(Behaviour::Panics, 3_000);
+}
+
+#[test]
+fn undisturbed_stories_end_as_they_should() {
+    for (behaviour, booted, outcome) in [
+        (Behaviour::Good, Slot::B, Outcome::Committed),
+        (Behaviour::Unhealthy, Slot::A, Outcome::RolledBack),
+        (Behaviour::Panics, Slot::A, Outcome::RolledBack),
+    ] {
+        let end = World::new(behaviour).play(&[]).unwrap();
+        assert_eq!(end, End { booted, last: Some(outcome), armed: true, interrupted: 0 });
+    }
+}

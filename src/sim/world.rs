@@ -1,0 +1,391 @@
+//! The device: two slots, a journal, an environment block, and somebody who installs an update.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use sha2::{Digest as _, Sha256};
+
+use super::grub_script;
+use super::power::{How, Interruption, Power};
+use crate::block::{Disk, Verified};
+use crate::boot::grub::{Block, decode, encode};
+use crate::boot::resin::{self, Partitions};
+use crate::boot::{BootChooser, Variables};
+use crate::model::record::{Before, Outcome, Record, Release, State};
+use crate::model::{BootId, BootPlan, Digest, Slot};
+use crate::update::{Image, Install, JournalStore, Machine, Next};
+use crate::{Kind, Result};
+
+const PARTITIONS: Partitions = Partitions { a: 2, b: 3 };
+pub const TRIES: u8 = 3;
+const BLOCK: usize = 8;
+const IMAGE_BLOCKS: usize = 3;
+
+/// How a system behaves when it is booted. Each is one image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Passes its health checks.
+    Good,
+    /// Starts, but fails its health checks.
+    Unhealthy,
+    /// Does not even start.
+    Panics,
+}
+
+fn image_of(version: u8, behaviour: Behaviour) -> Vec<u8> {
+    (0..IMAGE_BLOCKS).flat_map(|i| [version, behaviour as u8, i as u8 + 1, 9, 9, 9, 9, 9]).collect()
+}
+
+fn release(version: u8) -> Release {
+    Release {
+        version: semver::Version::new(version.into(), 0, 0).to_string().parse().unwrap(),
+        manifest: Digest([version; 32]),
+    }
+}
+
+/// What the device's media hold: survives cuts.
+#[derive(Debug, Clone)]
+pub struct Media {
+    env: Vec<u8>,
+    journal: Option<Vec<u8>>,
+    slots: [Vec<u8>; 2],
+    /// Writes that are in the drive's cache: a power cut may lose any of them.
+    cached: Vec<(Slot, usize, Vec<u8>)>,
+}
+
+type Shared = Rc<RefCell<Media>>;
+
+/// The real codec and scheme over the simulated file. One sector is written or not: there is no third state.
+#[derive(Debug, Clone)]
+struct Grub {
+    media: Shared,
+    power: Power,
+}
+
+impl Grub {
+    fn change(&self, change: impl FnOnce(&mut Variables)) -> Result<()> {
+        let old = self.media.borrow().env.clone();
+        let mut block = decode(&old)?;
+        change(&mut block.variables);
+        let new = encode(&block)?.to_vec();
+        if new != old {
+            self.power.step()?;
+            self.media.borrow_mut().env = new;
+        }
+        Ok(())
+    }
+}
+
+impl BootChooser for Grub {
+    fn plan(&self) -> Result<BootPlan> {
+        resin::plan(&decode(&self.media.borrow().env)?.variables, PARTITIONS)
+    }
+
+    fn arm(&mut self, slot: &Verified, tries: u8) -> Result<()> {
+        self.change(|v| resin::arm(v, PARTITIONS, slot.slot(), tries))
+    }
+
+    fn commit(&mut self, booted: Slot) -> Result<()> {
+        self.change(|v| resin::settle(v, PARTITIONS, booted))
+    }
+
+    fn disarm(&mut self, primary: Slot) -> Result<()> {
+        self.change(|v| resin::settle(v, PARTITIONS, primary))
+    }
+}
+
+/// The real record format; an atomic rename is one step.
+#[derive(Debug, Clone)]
+struct Journal {
+    media: Shared,
+    power: Power,
+}
+
+impl JournalStore for Journal {
+    fn load(&self) -> Result<Record> {
+        self.media.borrow().journal.as_deref().map_or(Ok(Record::new()), crate::update::decode_record)
+    }
+
+    fn store(&mut self, record: &Record) -> Result<()> {
+        let raw = crate::update::encode_record(record)?;
+        self.power.step()?;
+        self.media.borrow_mut().journal = Some(raw);
+        Ok(())
+    }
+}
+
+/// A slot behind a drive with a write cache.
+struct SlotDisk {
+    media: Shared,
+    power: Power,
+    slot: Slot,
+}
+
+impl Disk for SlotDisk {
+    fn len_bytes(&self) -> u64 {
+        (BLOCK * IMAGE_BLOCKS) as u64
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let media = self.media.borrow();
+        let mut now = media.slots[self.slot as usize].clone();
+        for (_, at, bytes) in media.cached.iter().filter(|(s, ..)| *s == self.slot) {
+            now[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        let at = usize::try_from(offset).unwrap();
+        buffer.copy_from_slice(&now[at..at + buffer.len()]);
+        Ok(())
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.power.step()?;
+        self.media.borrow_mut().cached.push((self.slot, usize::try_from(offset).unwrap(), bytes.to_vec()));
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.power.step()?;
+        self.media.borrow_mut().land(|_| true);
+        Ok(())
+    }
+}
+
+impl Media {
+    fn new() -> Self {
+        let mut block = Block::default();
+        resin::settle(&mut block.variables, PARTITIONS, Slot::A);
+        block.variables.set("os_bc_lim", "3");
+        Self {
+            env: encode(&block).unwrap().to_vec(),
+            journal: None,
+            slots: [image_of(1, Behaviour::Good), vec![0; BLOCK * IMAGE_BLOCKS]],
+            cached: Vec::new(),
+        }
+    }
+
+    /// Cached writes reach the medium, those that `lands` lets.
+    fn land(&mut self, lands: impl Fn(usize) -> bool) {
+        for (i, (slot, at, bytes)) in std::mem::take(&mut self.cached).into_iter().enumerate() {
+            if lands(i) {
+                self.slots[slot as usize][at..at + bytes.len()].copy_from_slice(&bytes);
+            }
+        }
+    }
+}
+
+/// How often an install that was cut short is asked for again, the first time included.
+const INSTALLS: u8 = 4;
+
+/// How a story ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct End {
+    /// The slot that runs at the end.
+    pub booted: Slot,
+    /// What the journal says of the update.
+    pub last: Option<Outcome>,
+    /// Whether the update was ever armed.
+    pub armed: bool,
+    /// Interruptions that happened.
+    pub interrupted: usize,
+}
+
+/// The device and the update that somebody installs on it.
+pub struct World {
+    media: Shared,
+    power: Power,
+    behaviour: Behaviour,
+    boots: u32,
+    armed: bool,
+}
+
+/// What stops a process or a boot.
+enum Stop {
+    Interrupted,
+    Violation(String),
+}
+
+impl World {
+    pub fn new(behaviour: Behaviour) -> Self {
+        Self {
+            media: Rc::new(RefCell::new(Media::new())),
+            power: Power::default(),
+            behaviour,
+            boots: 0,
+            armed: false,
+        }
+    }
+
+    /// Plays the whole story: an install of version 2, reboots, health, until nothing is left to do; interrupted at
+    /// each of `interruptions` in turn. Then the same version as a good image must install without trouble.
+    ///
+    /// The error says which promise was broken.
+    pub fn play(&mut self, interruptions: &[Interruption]) -> std::result::Result<End, String> {
+        let mut left = interruptions.iter();
+        let mut next = left.next();
+        self.power.set(next.map(|i| i.after_steps));
+        let mut interrupted = 0;
+        let mut installs_left = INSTALLS;
+        let booted = 'power_on: loop {
+            if self.boots > 60 {
+                return Err("does not come to rest".into());
+            }
+            let booted = match self.boot() {
+                Ok(Some(booted)) => booted,
+                Ok(None) => continue,
+                Err(Stop::Interrupted) => {
+                    interrupted += 1;
+                    next = self.after_interruption(How::Cut, &mut left);
+                    continue;
+                }
+                Err(Stop::Violation(what)) => return Err(what),
+            };
+            // Processes of this boot, until one asks for a reboot or nothing is left to do.
+            loop {
+                match self.process(booted, &mut installs_left) {
+                    Ok(true) => continue 'power_on,
+                    Ok(false) => break 'power_on booted,
+                    Err(Stop::Violation(what)) => return Err(what),
+                    Err(Stop::Interrupted) => {
+                        interrupted += 1;
+                        let how = next.map_or(How::Cut, |i| i.how);
+                        next = self.after_interruption(how, &mut left);
+                        if how == How::Cut {
+                            continue 'power_on;
+                        }
+                    }
+                }
+            }
+        };
+        self.power.set(None);
+        let last = self.machine(booted).journal.load().map_err(|e| e.to_string())?.last.map(|l| l.result);
+        Ok(End { booted, last, armed: self.armed, interrupted })
+    }
+
+    fn after_interruption<'i>(
+        &mut self,
+        how: How,
+        left: &mut impl Iterator<Item = &'i Interruption>,
+    ) -> Option<&'i Interruption> {
+        // A cut loses some of the drive's cache: which part depends on when.
+        let pattern = self.power.steps().wrapping_mul(2_654_435_761) >> 7;
+        if how == How::Cut {
+            self.media.borrow_mut().land(|i| pattern >> (i % 16) & 1 == 1);
+        }
+        let next = left.next();
+        self.power.set(next.map(|i| i.after_steps));
+        next
+    }
+
+    fn machine(&self, booted: Slot) -> Machine<Grub, Journal> {
+        let (media, power) = (self.media.clone(), self.power.clone());
+        Machine {
+            chooser: Grub { media: media.clone(), power: power.clone() },
+            journal: Journal { media, power },
+            booted,
+            boot_id: BootId(self.boots.to_string()),
+        }
+    }
+
+    /// One boot: the script's choice, then the chosen slot's kernel. `None`: it panicked.
+    fn boot(&mut self) -> std::result::Result<Option<Slot>, Stop> {
+        self.boots += 1;
+        let choice = grub_script::choose(&self.media.borrow().env);
+        if let Some(counted) = choice.save {
+            self.power.step().map_err(|_| Stop::Interrupted)?;
+            self.media.borrow_mut().env = counted;
+        }
+        let content = self.media.borrow().slots[choice.slot as usize].clone();
+        let known = [(1, Behaviour::Good), (2, self.behaviour), (3, Behaviour::Good)];
+        match known.into_iter().find(|(v, b)| content == image_of(*v, *b)) {
+            None => Err(Stop::Violation(format!("slot {} was booted and is not whole", choice.slot))),
+            Some((_, Behaviour::Panics)) => Ok(None),
+            Some((_, Behaviour::Good | Behaviour::Unhealthy)) => Ok(Some(choice.slot)),
+        }
+    }
+
+    /// One process of twinhull: settles, checks health, and installs if somebody still wants to. `true`: reboot.
+    fn process(&mut self, booted: Slot, installs_left: &mut u8) -> std::result::Result<bool, Stop> {
+        let mut machine = self.machine(booted);
+        let stop = |e: crate::Error| match e.kind() {
+            Kind::PowerCut => Stop::Interrupted,
+            _ => Stop::Violation(e.to_string()),
+        };
+        match machine.settle().map_err(stop)? {
+            Next::Reboot { .. } => Ok(true),
+            Next::CheckHealth { .. } => {
+                self.power.step().map_err(stop)?;
+                let content = self.media.borrow().slots[booted as usize].clone();
+                if content == image_of(2, Behaviour::Unhealthy) {
+                    machine.condemn("unhealthy").map_err(stop)?;
+                    return Ok(true);
+                }
+                machine.commit().map_err(stop)?;
+                Ok(false)
+            }
+            Next::Nothing => {
+                let last = machine.journal.load().map_err(stop)?.last.map(|l| l.result);
+                let settled = matches!(last, Some(Outcome::Committed | Outcome::RolledBack));
+                if settled || *installs_left == 0 {
+                    return Ok(false);
+                }
+                // Whoever operates the device asks again when an install was cut short, not when it was rolled back.
+                *installs_left -= 1;
+                self.install(machine, 2, self.behaviour).map_err(stop)?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn install(
+        &mut self,
+        mut machine: Machine<Grub, Journal>,
+        version: u8,
+        behaviour: Behaviour,
+    ) -> Result<()> {
+        let content = image_of(version, behaviour);
+        let image =
+            Image { len_bytes: content.len() as u64, digest: Digest(Sha256::digest(&content).into()) };
+        let mut disk =
+            SlotDisk { media: self.media.clone(), power: self.power.clone(), slot: !machine.booted };
+        Install::begin(&mut machine, release(version), image)?
+            .write(&mut disk, |disk| {
+                content.chunks(BLOCK).enumerate().try_for_each(|(i, b)| disk.write_at((i * BLOCK) as u64, b))
+            })?
+            .read_back(&mut disk, |_| ())?
+            .arm(TRIES, Before::default())?;
+        self.armed = true;
+        Ok(())
+    }
+
+    /// After the story, with the power on: version 3 installs and is committed, from wherever the device stands.
+    pub fn second_install(&mut self, booted: Slot) -> std::result::Result<(), String> {
+        let machine = self.machine(booted);
+        self.install(machine, 3, Behaviour::Good).map_err(|e| format!("second install: {e}"))?;
+        let mut nobody = 0;
+        for _ in 0..3 {
+            match self.boot() {
+                Ok(Some(now)) if now == !booted => {
+                    while self.process(now, &mut nobody).map_err(|_| "second install: interrupted")? {}
+                    let machine = self.machine(now);
+                    let (record, plan, _) = machine.observe().map_err(|e| e.to_string())?;
+                    let committed = matches!(&record.last, Some(l) if l.result == Outcome::Committed);
+                    return if record.state == State::Idle && committed && plan == BootPlan::settled(now) {
+                        Ok(())
+                    } else {
+                        Err(format!("second install: {record:?} {plan:?}"))
+                    };
+                }
+                Ok(other) => return Err(format!("second install: booted {other:?}")),
+                Err(Stop::Interrupted) => return Err("second install: interrupted".into()),
+                Err(Stop::Violation(what)) => return Err(format!("second install: {what}")),
+            }
+        }
+        Err("second install: never booted".into())
+    }
+
+    /// The plan, the journal's state, for the promises at the end.
+    pub fn at_rest(&self, booted: Slot) -> std::result::Result<(BootPlan, State), String> {
+        let (record, plan, _) = self.machine(booted).observe().map_err(|e| e.to_string())?;
+        Ok((plan, record.state))
+    }
+}

@@ -1,0 +1,174 @@
+//! Writing a new system into the other slot, as types: what is not yet checked cannot be armed.
+//!
+//! ```text
+//! Install<Unbootable> --write--> Install<Written> --read_back--> Install<Verified> --arm--> Armed
+//! ```
+
+use super::{JournalStore, Machine};
+use crate::block::{Disk, Verified, read_back};
+use crate::boot::BootChooser;
+use crate::model::phase::Phase;
+use crate::model::record::{Before, Outcome, Record, Release, State};
+use crate::model::{BootPlan, Digest, Slot};
+use crate::{Error, Result};
+
+/// What the slot must hold in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Image {
+    /// Length in bytes.
+    pub len_bytes: u64,
+    /// SHA-256 of all of it.
+    pub digest: Digest,
+}
+
+/// The target holds anything; nothing points to it.
+#[derive(Debug)]
+pub struct Unbootable(());
+
+/// Every block was written and flushed.
+#[derive(Debug)]
+pub struct Written(());
+
+/// The new system boots next.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Armed {
+    /// The slot that boots next.
+    pub slot: Slot,
+    /// Boots that it may use.
+    pub tries: u8,
+}
+
+/// An install under way, in state `S`. Dropping it (a crash does the same) leaves the journal at Installing, which the
+/// next start settles; an error ends it in order.
+#[derive(Debug)]
+pub struct Install<'m, C, J, S> {
+    machine: &'m mut Machine<C, J>,
+    release: Release,
+    image: Image,
+    state: S,
+}
+
+impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
+    /// Begins: no trial stays armed, and the journal says what is being written where.
+    ///
+    /// # Errors
+    /// `Refused` on a trial (its health decides first), `RebootNeeded` when the running slot is about to be left,
+    /// `Inconsistent` as `settle`, `Failed` if a write did not land.
+    pub fn begin(machine: &'m mut Machine<C, J>, release: Release, image: Image) -> Result<Self> {
+        let (record, plan, phase) = machine.observe()?;
+        match phase {
+            Phase::Steady | Phase::StrayTrial | Phase::ReadyToReboot => {}
+            Phase::InstallInterrupted
+            | Phase::TrialFailed { .. }
+            | Phase::CommitLanded
+            | Phase::Inconsistent { .. } => {
+                machine.settle()?;
+            }
+            Phase::OnTrial { .. } => {
+                return Err(Error::refused(format!(
+                    "slot {} is on trial; wait for its health checks (`twinhull status`), or end it with `twinhull \
+                     commit` or `twinhull rollback`",
+                    machine.booted
+                )));
+            }
+            Phase::Condemned { .. } => {
+                let text =
+                    format!("slot {} lost its trial and is about to be left; reboot first", machine.booted);
+                return Err(Error::new(crate::Kind::RebootNeeded, text));
+            }
+        }
+        if plan != BootPlan::settled(machine.booted) {
+            machine.chooser.disarm(machine.booted)?;
+        }
+        let target = !machine.booted;
+        let last = record.last;
+        machine
+            .journal
+            .store(&Record { state: State::Installing { target, release: release.clone() }, last })?;
+        Ok(Self { machine, release, image, state: Unbootable(()) })
+    }
+
+    /// Lets `feed` write the whole image to `disk`, and flushes.
+    ///
+    /// # Errors
+    /// What `feed` or the disk say; the update is then abandoned and the journal says why.
+    pub fn write<D: Disk>(
+        self,
+        disk: &mut D,
+        feed: impl FnOnce(&mut D) -> Result<()>,
+    ) -> Result<Install<'m, C, J, Written>> {
+        let written = feed(disk).and_then(|()| disk.flush());
+        self.then(written, |()| Written(()))
+    }
+}
+
+impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Written> {
+    /// Reads the image back from the medium; `progress` is told the bytes read so far.
+    ///
+    /// # Errors
+    /// As [`read_back`]; the update is then abandoned.
+    pub fn read_back(
+        self,
+        disk: &mut impl Disk,
+        progress: impl FnMut(u64),
+    ) -> Result<Install<'m, C, J, Verified>> {
+        let Image { len_bytes, digest } = self.image;
+        let verified = read_back(disk, !self.machine.booted, len_bytes, &digest, progress);
+        self.then(verified, |v| v)
+    }
+}
+
+impl<C: BootChooser, J: JournalStore> Install<'_, C, J, Verified> {
+    /// Arms the new system for `tries` boots. The journal knows of the trial before the bootloader does.
+    ///
+    /// # Errors
+    /// `Failed` if a write did not land; the update is then abandoned.
+    pub fn arm(self, tries: u8, before: Before) -> Result<Armed> {
+        let slot = self.state.slot();
+        let last = self.machine.journal.load()?.last;
+        let state = State::Trial {
+            target: slot,
+            release: self.release.clone(),
+            armed_in: self.machine.boot_id.clone(),
+            before,
+            verdict: None,
+        };
+        let armed = self
+            .machine
+            .journal
+            .store(&Record { state, last })
+            .and_then(|()| self.machine.chooser.arm(&self.state, tries));
+        self.then(armed, |()| ())?;
+        Ok(Armed { slot, tries })
+    }
+}
+
+impl<'m, C: BootChooser, J: JournalStore, S> Install<'m, C, J, S> {
+    /// The next state, or the end of the install if its step failed.
+    fn then<T, N>(self, step: Result<T>, next: impl FnOnce(T) -> N) -> Result<Install<'m, C, J, N>> {
+        match step {
+            Ok(value) => Ok(Install {
+                machine: self.machine,
+                release: self.release,
+                image: self.image,
+                state: next(value),
+            }),
+            Err(e) => {
+                abandon(self.machine, &e);
+                Err(e)
+            }
+        }
+    }
+}
+
+/// Ends a failed install in order. What fails here as well is left to the next start: the journal still says
+/// Installing or Trial, and both lead back to the running slot.
+fn abandon<C: BootChooser, J: JournalStore>(machine: &mut Machine<C, J>, why: &Error) {
+    let ended = machine.chooser.disarm(machine.booted).and_then(|()| {
+        let record = machine.journal.load()?;
+        machine.end(record, Outcome::Abandoned, why.to_string())
+    });
+    if let Err(e) = ended {
+        log::error!("ending the failed install: {e}");
+    }
+}

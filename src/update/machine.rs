@@ -1,0 +1,180 @@
+//! One device as the procedure sees it, and taking up where the disk says it stands.
+
+use super::JournalStore;
+use crate::boot::BootChooser;
+use crate::model::phase::{Observed, Phase, classify};
+use crate::model::record::{Ended, Outcome, Record, Release, State};
+use crate::model::{BootId, BootPlan, Slot};
+use crate::{Error, Result};
+
+/// The bootloader, the journal, and which boot of which slot this is.
+#[derive(Debug)]
+pub struct Machine<C, J> {
+    /// Who boots next.
+    pub chooser: C,
+    /// The journal.
+    pub journal: J,
+    /// The slot that runs.
+    pub booted: Slot,
+    /// The boot that runs.
+    pub boot_id: BootId,
+}
+
+/// What the caller has to do after [`Machine::settle`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing: no update is under way.
+    Nothing,
+    /// Check the new system's health, then [`Machine::commit`] or [`Machine::condemn`].
+    CheckHealth {
+        /// Boots that the trial may still use after this one.
+        tries_left: u8,
+    },
+    /// Reboot: for people, why.
+    Reboot {
+        /// Into what, or away from what.
+        why: String,
+    },
+}
+
+impl<C: BootChooser, J: JournalStore> Machine<C, J> {
+    /// The journal's record and the phase that follows from it.
+    ///
+    /// # Errors
+    /// `Failed` if journal or boot plan cannot be read.
+    pub fn observe(&self) -> Result<(Record, BootPlan, Phase)> {
+        let record = self.journal.load()?;
+        let plan = self.chooser.plan()?;
+        let phase = classify(&Observed {
+            state: record.state.clone(),
+            plan,
+            booted: self.booted,
+            boot_id: self.boot_id.clone(),
+        });
+        Ok((record, plan, phase))
+    }
+
+    /// Finishes what was cut short, and says what comes next. May be repeated at any time.
+    ///
+    /// # Errors
+    /// `Inconsistent`, with nothing touched, if journal and boot plan contradict each other; `Failed` if one of them
+    /// cannot be read or written.
+    pub fn settle(&mut self) -> Result<Next> {
+        let (record, _, phase) = self.observe()?;
+        match phase {
+            Phase::Steady => Ok(Next::Nothing),
+            Phase::StrayTrial => {
+                log::warn!("a trial is armed that the journal does not know: disarming it");
+                self.chooser.disarm(self.booted)?;
+                Ok(Next::Nothing)
+            }
+            Phase::InstallInterrupted => {
+                self.chooser.disarm(self.booted)?;
+                self.end(record, Outcome::Abandoned, "the install was interrupted".into())?;
+                Ok(Next::Nothing)
+            }
+            Phase::ReadyToReboot => {
+                Ok(Next::Reboot { why: format!("slot {} is armed; the next boot tries it", !self.booted) })
+            }
+            Phase::TrialFailed { outcome, why } => {
+                let record = self.remember(record, outcome, &why)?;
+                self.chooser.disarm(self.booted)?;
+                self.end(record, outcome, why)?;
+                Ok(Next::Nothing)
+            }
+            Phase::OnTrial { tries_left } => Ok(Next::CheckHealth { tries_left }),
+            Phase::Condemned { why } => {
+                self.chooser.disarm(!self.booted)?;
+                Ok(Next::Reboot { why: format!("back to slot {}: {why}", !self.booted) })
+            }
+            Phase::CommitLanded => {
+                self.end(record, Outcome::Committed, "passed its health checks".into())?;
+                Ok(Next::Nothing)
+            }
+            Phase::Inconsistent { what } => Err(Error::inconsistent(format!(
+                "{what}; nothing was touched. A reboot starts the primary slot; if this stays, see the journal and the \
+                 bootloader's environment"
+            ))),
+        }
+    }
+
+    /// Makes the running trial permanent. The boot plan is switched first: the journal only follows.
+    ///
+    /// # Errors
+    /// `Refused` if the running slot is not on trial; `Failed` if a write did not land.
+    pub fn commit(&mut self) -> Result<()> {
+        let (record, _, phase) = self.observe()?;
+        match phase {
+            Phase::OnTrial { .. } => {
+                self.chooser.commit(self.booted)?;
+                self.end(record, Outcome::Committed, "passed its health checks".into())
+            }
+            Phase::CommitLanded => self.settle().map(drop),
+            Phase::Steady
+            | Phase::StrayTrial
+            | Phase::InstallInterrupted
+            | Phase::ReadyToReboot
+            | Phase::TrialFailed { .. }
+            | Phase::Condemned { .. }
+            | Phase::Inconsistent { .. } => Err(Error::refused(format!(
+                "slot {} is not on trial: the phase is {}",
+                self.booted,
+                phase.name()
+            ))),
+        }
+    }
+
+    /// Calls the trial off, or the update that waits for its reboot. The reason is durable before the switch.
+    ///
+    /// # Errors
+    /// `Refused` if there is nothing to call off; `Failed` if a write did not land.
+    pub fn condemn(&mut self, why: &str) -> Result<Next> {
+        let (record, _, phase) = self.observe()?;
+        match (&phase, record.state) {
+            (
+                Phase::OnTrial { .. } | Phase::ReadyToReboot,
+                State::Trial { target, release, armed_in, before, verdict: None },
+            ) => {
+                let state = State::Trial { target, release, armed_in, before, verdict: Some(why.to_owned()) };
+                self.journal.store(&Record { state, last: record.last })?;
+                self.settle()
+            }
+            _ => Err(Error::refused(format!("no update to call off: the phase is {}", phase.name()))),
+        }
+    }
+
+    /// Keeps why a trial failed before the disarm wipes the evidence: used-up tries are seen only in the boot plan.
+    fn remember(&mut self, record: Record, outcome: Outcome, why: &str) -> Result<Record> {
+        match record.state {
+            State::Trial { target, release, armed_in, before, verdict: None }
+                if outcome == Outcome::RolledBack =>
+            {
+                let state = State::Trial { target, release, armed_in, before, verdict: Some(why.to_owned()) };
+                let record = Record { state, last: record.last };
+                self.journal.store(&record)?;
+                Ok(record)
+            }
+            state => Ok(Record { state, last: record.last }),
+        }
+    }
+
+    /// Writes the end of the update that `record` is about.
+    pub(super) fn end(&mut self, record: Record, result: Outcome, reason: String) -> Result<()> {
+        let (State::Installing { target, release } | State::Trial { target, release, .. }) = record.state
+        else {
+            return Ok(());
+        };
+        log::info!("update to {} in slot {target}: {result}: {reason}", release.version);
+        self.journal.store(&Record::ended(Ended { result, target, release, reason }))
+    }
+
+    /// Whether `release` is armed and only waits for the reboot.
+    ///
+    /// # Errors
+    /// As [`Machine::observe`].
+    pub fn waits_for(&self, release: &Release) -> Result<bool> {
+        let (record, _, phase) = self.observe()?;
+        Ok(phase == Phase::ReadyToReboot
+            && matches!(record.state, State::Trial { release: armed, .. } if armed == *release))
+    }
+}
