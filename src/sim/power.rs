@@ -50,10 +50,8 @@ impl Power {
     /// `PowerCut` when the switch is thrown.
     pub fn step(&self) -> Result<()> {
         match self.0.left.get() {
-            Some(0) => {
-                self.0.left.set(None);
-                return Err(Error::new(Kind::PowerCut, "power cut"));
-            }
+            // It stays off until it is set again: what a dead process would still do does not happen.
+            Some(0) => return Err(Error::new(Kind::PowerCut, "power cut")),
             Some(n) => self.0.left.set(Some(n - 1)),
             None => {}
         }
