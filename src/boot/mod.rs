@@ -58,3 +58,25 @@ pub trait BootChooser {
         None
     }
 }
+
+impl<C: BootChooser + ?Sized> BootChooser for Box<C> {
+    fn plan(&self) -> Result<BootPlan> {
+        (**self).plan()
+    }
+
+    fn arm(&mut self, slot: &Verified, tries: u8) -> Result<()> {
+        (**self).arm(slot, tries)
+    }
+
+    fn commit(&mut self, booted: Slot) -> Result<()> {
+        (**self).commit(booted)
+    }
+
+    fn disarm(&mut self, primary: Slot) -> Result<()> {
+        (**self).disarm(primary)
+    }
+
+    fn reboot_arg(&self) -> Option<&'static CStr> {
+        (**self).reboot_arg()
+    }
+}

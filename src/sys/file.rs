@@ -92,3 +92,19 @@ pub fn len_bytes(file: &File) -> Result<u64> {
 pub fn drop_cache(file: &File) -> Result<()> {
     Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?)
 }
+
+/// Whether something is mounted on the directory `path`.
+///
+/// # Errors
+/// `Failed`, naming the path, if it cannot be looked at. A missing directory is no mount point.
+pub fn is_mount_point(path: &Path) -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let doing = || format!("look at {}", path.display());
+    let here = match std::fs::metadata(path) {
+        Ok(here) => here,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e).doing(doing),
+    };
+    let above = std::fs::metadata(path.join("..")).doing(doing)?;
+    Ok(here.dev() != above.dev())
+}

@@ -1,0 +1,105 @@
+//! The device as the commands see it: settings, disk, journal and boot chooser put together.
+
+use std::path::PathBuf;
+
+use crate::block::BootedDisk;
+use crate::boot::BootChooser;
+use crate::boot::grub::Grub;
+use crate::boot::resin::Partitions;
+use crate::cli::Context;
+use crate::config::{Chooser, Settings};
+use crate::model::{BootId, Slot, Version};
+use crate::update::{FileJournal, Machine};
+use crate::{Doing, Error, Result, Root, sys};
+
+const JOURNAL: &str = "/mnt/state/twinhull/journal.json";
+const SMALL_FILE_BYTES: u64 = 64 * 1024;
+
+/// Any boot chooser.
+pub type AnyChooser = Box<dyn BootChooser>;
+
+/// A device that runs from one of its two slots.
+pub struct Host {
+    /// Its settings.
+    pub settings: Settings,
+    /// The disk that the running root is on.
+    pub disk: BootedDisk,
+    /// Journal and boot chooser.
+    pub machine: Machine<AnyChooser, FileJournal>,
+    /// Which bootloader, for people.
+    pub chooser: &'static str,
+}
+
+impl Host {
+    /// Opens the running device.
+    ///
+    /// # Errors
+    /// `Failed`, saying what is missing and what to do.
+    pub fn open(context: &Context) -> Result<Self> {
+        let root = &context.root;
+        let settings = context.settings()?;
+        let disk = BootedDisk::find(root).doing(|| "disk of the running root")?;
+        let booted = disk.slot()?;
+        let (chooser, name) = open_chooser(root, &settings, &disk)?;
+        let boot_id = BootId(sys::file::read_text(&root.path("/proc/sys/kernel/random/boot_id"), SMALL_FILE_BYTES)?);
+        let journal = FileJournal::open(open_state(root)?)?;
+        Ok(Self { settings, disk, machine: Machine { chooser, journal, booted, boot_id }, chooser: name })
+    }
+
+    /// The device of the slot that does not run.
+    ///
+    /// # Errors
+    /// `Failed` if the disk has no such partition.
+    pub fn target(&self) -> Result<(Slot, PathBuf, u64)> {
+        let slot = !self.machine.booted;
+        let partition = self.disk.slot_partition(slot)?;
+        Ok((slot, partition.device.clone(), partition.len_bytes))
+    }
+}
+
+/// The journal's path, if the state partition is really there: a journal on the root would not outlive an update.
+fn open_state(root: &Root) -> Result<PathBuf> {
+    let state = root.path("/mnt/state");
+    if root.is_host() && !sys::file::is_mount_point(&state)? {
+        return Err(Error::failed(format!(
+            "state partition: nothing is mounted on {}; boot with twinhull's initramfs, or mount the partition resin-state",
+            state.display()
+        )));
+    }
+    Ok(root.path(JOURNAL))
+}
+
+fn open_chooser(root: &Root, settings: &Settings, disk: &BootedDisk) -> Result<(AnyChooser, &'static str)> {
+    let grub_env = root.path(&settings.boot.grub_env);
+    let chooser = match settings.boot.chooser {
+        Some(chooser) => chooser,
+        None if grub_env.exists() => Chooser::Grub,
+        None => {
+            return Err(Error::failed(format!(
+                "no bootloader's environment found: {} is missing; is the boot partition mounted, or should boot.chooser \
+                 be set in /etc/twinhull/*.toml?",
+                grub_env.display()
+            )));
+        }
+    };
+    match chooser {
+        Chooser::Grub => {
+            let [a, b] = Slot::ALL.map(|s| disk.slot_partition(s).map(|p| p.number));
+            Ok((Box::new(Grub::new(grub_env, Partitions { a: a?, b: b? })), "grub"))
+        }
+    }
+}
+
+/// The running OS's version: `VERSION_ID` of `/etc/os-release`.
+///
+/// # Errors
+/// `Failed` if the file or the field is missing, or is no version.
+pub fn os_version(root: &Root) -> Result<Version> {
+    let path = root.path("/etc/os-release");
+    let text = sys::file::read_text(&path, SMALL_FILE_BYTES)?;
+    text.lines()
+        .find_map(|l| l.strip_prefix("VERSION_ID="))
+        .ok_or_else(|| Error::failed("no VERSION_ID"))
+        .and_then(|v| v.trim_matches(['"', '\'']).parse())
+        .doing(|| path.display().to_string())
+}

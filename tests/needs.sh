@@ -1,0 +1,33 @@
+# What the commands of this project need on a Debian 12 machine; sourced by tests/run and qemu/run.
+
+# Installs Debian packages that are not there yet.
+need_packages() {
+    local missing=() package
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] && return
+    if [ "$(id -u)" -ne 0 ]; then
+        echo "these packages are missing; install them or run this as root: ${missing[*]}" >&2
+        exit 1
+    fi
+    echo "installing ${missing[*]}" >&2
+    apt-get -qq -o DPkg::Lock::Timeout=600 update >&2
+    DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# Demands Rust 1.88 or newer, which Debian 12 does not package.
+need_rust() {
+    local found
+    found=$(cargo --version 2>/dev/null | sed -nE 's/^cargo 1\.([0-9]+).*/\1/p')
+    if [ -z "$found" ] || [ "$found" -lt 88 ]; then
+        echo "cargo 1.88 or newer is needed (found: $(cargo --version 2>/dev/null || echo none)); install it with rustup" >&2
+        exit 1
+    fi
+}
+
+# Adds a target to the Rust installation.
+need_target() {
+    rustc --print target-libdir --target "$1" 2>/dev/null | xargs -r test -d || rustup target add "$1" >&2
+}
