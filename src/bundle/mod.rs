@@ -8,3 +8,6 @@
 //! 4. A bundle is read in order, once, without seeking: a pipe will do.
 
 pub mod archive;
+mod keys;
+
+pub use keys::{KeyId, Keys, Signature};
