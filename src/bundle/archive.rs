@@ -293,7 +293,10 @@ mod tests {
                 (e.path().unwrap().display().to_string(), text)
             })
             .collect();
-        assert_eq!(found, [("manifest.toml".into(), "hello".into()), ("root.index".to_string(), String::new())]);
+        assert_eq!(
+            found,
+            [("manifest.toml".into(), "hello".into()), ("root.index".to_string(), String::new())]
+        );
     }
 
     #[test]
@@ -319,7 +322,8 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_outside_content_is_an_error() {
-        let bytes = [header("a", USTAR_MAX + 1).unwrap(), archive(&[("manifest.toml", b"hello"), ("b", b"")])];
+        let bytes =
+            [header("a", USTAR_MAX + 1).unwrap(), archive(&[("manifest.toml", b"hello"), ("b", b"")])];
         for (bytes, content) in [(&bytes[0], 0..0), (&bytes[1], 512..517)] {
             for bit in 0..bytes.len() * 8 {
                 let mut bad = bytes.clone();

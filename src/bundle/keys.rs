@@ -37,7 +37,8 @@ impl FromStr for KeyId {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        let id = u64::from_str_radix(s, 16).map(Self).map_err(|_| Error::failed(format!("key number {s:?}")))?;
+        let id =
+            u64::from_str_radix(s, 16).map(Self).map_err(|_| Error::failed(format!("key number {s:?}")))?;
         // Upper case and all 16 digits: one key, one name.
         if id.to_string() == s { Ok(id) } else { Err(Error::failed(format!("key number {s:?}"))) }
     }
@@ -132,7 +133,9 @@ fn misfit(id: KeyId, e: &minisign_verify::Error) -> Error {
         minisign_verify::Error::UnexpectedAlgorithm => {
             format!("signature of key {id} is of minisign's old kind; sign again without -l")
         }
-        _ => format!("signature of key {id} does not fit the manifest: damaged or changed; get the bundle again"),
+        _ => format!(
+            "signature of key {id} does not fit the manifest: damaged or changed; get the bundle again"
+        ),
     })
 }
 

@@ -8,6 +8,12 @@
 //! 4. A bundle is read in order, once, without seeking: a pipe will do.
 
 pub mod archive;
+mod frames;
+mod index;
 mod keys;
+mod reader;
+pub mod source;
 
 pub use keys::{KeyId, Keys, Signature};
+pub use reader::{Bundle, Progress};
+pub use source::Source;

@@ -162,10 +162,7 @@ impl Manifest {
         };
         let text = toml::to_string(&text).map_err(|e| Error::failed(format!("manifest.toml: {e}")))?;
         if text.len() as u64 > LIMIT_BYTES {
-            return Err(Error::failed(format!(
-                "manifest.toml: {} bytes, at most {LIMIT_BYTES}",
-                text.len()
-            )));
+            return Err(Error::failed(format!("manifest.toml: {} bytes, at most {LIMIT_BYTES}", text.len())));
         }
         // What a device would refuse is refused here.
         Self::parse(&text)?;
@@ -234,7 +231,8 @@ impl Payload {
     }
 
     fn check(self) -> Result<Self> {
-        let wrong = |text: String| Err(Error::failed(format!("manifest.toml: payload {:?}: {text}", self.name)));
+        let wrong =
+            |text: String| Err(Error::failed(format!("manifest.toml: payload {:?}: {text}", self.name)));
         // The name becomes part of member names, and of messages.
         if !is_word(&self.name) {
             return wrong("not a name of letters, digits, '.', '_' and '-'".into());
@@ -253,17 +251,22 @@ impl Text {
     fn check(self) -> Result<Manifest> {
         let wrong = |text: String| Err(Error::failed(format!("manifest.toml: {text}")));
         if self.compatible.is_empty() || self.compatible.len() > COMPATIBLE_MAX {
-            return wrong(format!("compatible has {} entries, expected 1 to {COMPATIBLE_MAX}", self.compatible.len()));
+            return wrong(format!(
+                "compatible has {} entries, expected 1 to {COMPATIBLE_MAX}",
+                self.compatible.len()
+            ));
         }
         if let Some(bad) = self.compatible.iter().map(|t| &t.0).chain([&self.arch]).find(|w| !is_word(w)) {
             return wrong(format!("{bad:?}: expected letters, digits, '.', '_' and '-'"));
         }
-        let provides = [&self.provides.os, &self.provides.kernel, &self.provides.l4t, &self.provides.supervisor];
+        let provides =
+            [&self.provides.os, &self.provides.kernel, &self.provides.l4t, &self.provides.supervisor];
         if provides.into_iter().flatten().any(|v| v.is_empty() || v.chars().any(char::is_control)) {
             return wrong("provides: an empty version, or one with control characters".into());
         }
-        let [root] = <[Payload; 1]>::try_from(self.payload)
-            .map_err(|found| Error::failed(format!("manifest.toml: {} payloads, expected one", found.len())))?;
+        let [root] = <[Payload; 1]>::try_from(self.payload).map_err(|found| {
+            Error::failed(format!("manifest.toml: {} payloads, expected one", found.len()))
+        })?;
         Ok(Manifest {
             compatible: self.compatible,
             arch: self.arch,

@@ -24,6 +24,47 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     sync_dir(dir).doing(doing)
 }
 
+/// Replaces the file at `path` by what `fill` writes, as [`replace`] does; for files that are too large to hold.
+///
+/// # Errors
+/// `Failed`, naming the path, and whatever `fill` fails with. The old file is then still there, and what was
+/// written is removed.
+pub fn replace_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let dir = parent(path)?;
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    let temporary = dir.join(name);
+    let doing = || format!("write {}", path.display());
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)
+        .doing(doing)?;
+    let filled = fill(&mut file).and_then(|()| Ok(file.sync_all()?));
+    if let Err(e) = filled {
+        // The error that counts is the one above.
+        let _ = fs::remove_file(&temporary);
+        return Err(e).doing(doing);
+    }
+    fs::rename(&temporary, path).doing(doing)?;
+    sync_dir(dir).doing(doing)
+}
+
+/// A nameless file in `dir`, gone when it is closed.
+///
+/// # Errors
+/// `Failed`, naming the directory, if it does not exist or its file system has no such files.
+pub fn scratch(dir: &Path) -> Result<File> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)
+        .doing(|| format!("make a scratch file in {}", dir.display()))?;
+    Ok(file.into())
+}
+
 /// Overwrites a file in place without changing its length, with one `pwrite` and one flush.
 ///
 /// The file's blocks and directory entry stay as they are, so on FAT this is as atomic as the sectors that
@@ -108,6 +149,22 @@ mod tests {
         replace(&path, b"two", 0o600).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn replace_with_leaves_the_old_file_when_it_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        replace(&path, b"old", 0o600).unwrap();
+        let failing = |file: &mut File| {
+            file.write_all(b"half")?;
+            Err(Error::refused("no"))
+        };
+        assert_eq!(replace_with(&path, 0o600, failing).unwrap_err().kind(), crate::Kind::Refused);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        replace_with(&path, 0o600, |file| Ok(file.write_all(b"new")?)).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
     }
 
     #[test]
