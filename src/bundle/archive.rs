@@ -86,12 +86,17 @@ impl<R: Read> Reader<R> {
         self.position
     }
 
+    /// Where the present member ends and the next begins, padding counted.
+    pub const fn end_of_member(&self) -> u64 {
+        self.position.saturating_add(self.left).saturating_add(self.padding)
+    }
+
     /// The next member, or `None` at the end of the archive. The present one must have been read to its end.
     ///
     /// # Errors
     /// `Failed` if what comes is not a member as [`header`] writes it, if padding is not zero, or if the stream
     /// ends too early or too late.
-    pub fn next(&mut self) -> Result<Option<Member>> {
+    pub fn advance(&mut self) -> Result<Option<Member>> {
         if self.left != 0 {
             return Err(Error::inconsistent(format!("{}: {} bytes were not read", self.name, self.left)));
         }
@@ -263,7 +268,7 @@ mod tests {
     fn read_all(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
         let mut reader = Reader::new(bytes);
         let mut found = Vec::new();
-        while let Some(member) = reader.next()? {
+        while let Some(member) = reader.advance()? {
             found.push((member.name, reader.content(1 << 20)?));
         }
         Ok(found)
@@ -304,7 +309,7 @@ mod tests {
         for size in [USTAR_MAX, USTAR_MAX + 1, 1 << 40, u64::MAX / 2] {
             let bytes = header("root.frames", size).unwrap();
             assert_eq!(bytes.len(), if size == USTAR_MAX { 512 } else { 1536 });
-            let member = Reader::new(&bytes[..]).next().unwrap().unwrap();
+            let member = Reader::new(&bytes[..]).advance().unwrap().unwrap();
             assert_eq!(member, Member { name: "root.frames".into(), size });
             let mut other = tar::Archive::new(&bytes[..]);
             assert_eq!(other.entries().unwrap().next().unwrap().unwrap().size(), size);
@@ -328,9 +333,9 @@ mod tests {
             for bit in 0..bytes.len() * 8 {
                 let mut bad = bytes.clone();
                 bad[bit / 8] ^= 1 << (bit % 8);
-                let whole = Reader::new(&bytes[..]).next().unwrap().unwrap();
+                let whole = Reader::new(&bytes[..]).advance().unwrap().unwrap();
                 let same = if content.is_empty() {
-                    Reader::new(&bad[..]).next().is_ok_and(|m| m == Some(whole))
+                    Reader::new(&bad[..]).advance().is_ok_and(|m| m == Some(whole))
                 } else {
                     read_all(&bad).is_ok()
                 };
@@ -345,7 +350,7 @@ mod tests {
         let mut reader_bytes = header("root.index", 1 << 50).unwrap();
         reader_bytes.extend([1; 1000]);
         let mut reader = Reader::new(&reader_bytes[..]);
-        assert!(reader.next().unwrap().is_some());
+        assert!(reader.advance().unwrap().is_some());
         let e = reader.content(u64::MAX).unwrap_err().to_string();
         assert!(e.contains("cut short"), "{e}");
     }

@@ -96,6 +96,17 @@ impl Keys {
         Ok(Self { keys, required, dir: dir.to_owned() })
     }
 
+    /// The one key in a file.
+    ///
+    /// # Errors
+    /// `Failed`, naming the file.
+    #[cfg(feature = "build-host")]
+    pub fn load_file(path: &Path) -> Result<Self> {
+        let text = sys::file::read_text(path, SIGNATURE_LIMIT_BYTES)?;
+        let key = Key::parse(&text).doing(|| format!("key {}", path.display()))?;
+        Ok(Self { keys: vec![key], required: 1, dir: path.to_owned() })
+    }
+
     /// Checks that enough different keys signed `message`, and tells which.
     ///
     /// Signatures by keys that are not ours are passed over: a bundle may be signed for others as well.
@@ -129,14 +140,14 @@ impl Keys {
 }
 
 fn misfit(id: KeyId, e: &minisign_verify::Error) -> Error {
-    Error::failed(match e {
-        minisign_verify::Error::UnexpectedAlgorithm => {
-            format!("signature of key {id} is of minisign's old kind; sign again without -l")
-        }
-        _ => format!(
-            "signature of key {id} does not fit the manifest: damaged or changed; get the bundle again"
-        ),
-    })
+    if matches!(e, minisign_verify::Error::UnexpectedAlgorithm) {
+        return Error::failed(format!(
+            "signature of key {id} is of minisign's old kind; sign again without -l"
+        ));
+    }
+    Error::failed(format!(
+        "signature of key {id} does not fit the manifest: damaged or changed; get the bundle again"
+    ))
 }
 
 impl Key {

@@ -11,9 +11,13 @@ pub mod archive;
 mod frames;
 mod index;
 mod keys;
+#[cfg(feature = "build-host")]
+pub mod pack;
 mod reader;
+#[cfg(feature = "build-host")]
+pub mod sign;
 pub mod source;
 
 pub use keys::{KeyId, Keys, Signature};
-pub use reader::{Bundle, Progress};
+pub use reader::{Bundle, Description, Progress, describe};
 pub use source::Source;

@@ -35,6 +35,7 @@ pub struct Bundle<R> {
     signed_by: Vec<KeyId>,
     /// The member that comes next, whose header was read already.
     next: Option<Member>,
+    payload_start: u64,
 }
 
 impl<R: Read> Bundle<R> {
@@ -54,13 +55,14 @@ impl<R: Read> Bundle<R> {
 
     fn start(stream: R, check: impl FnOnce(&[u8], &[Signature]) -> Result<Vec<KeyId>>) -> Result<Self> {
         let mut members = archive::Reader::new(stream);
-        match members.next()? {
+        match members.advance()? {
             Some(m) if m.name == "manifest.toml" => {}
             _ => return Err(Error::failed("not a bundle: it does not begin with manifest.toml")),
         }
         let text = members.content(manifest::LIMIT_BYTES)?;
         let mut signatures = Vec::new();
-        let mut next = members.next()?;
+        let mut payload_start = members.end_of_member();
+        let mut next = members.advance()?;
         while let Some(name) = next.as_ref().map(|m| m.name.clone()) {
             let Some(id) = signature_member(&name) else { break };
             let signature = read_signature(&mut members, id, signatures.last()).doing(|| name)?;
@@ -68,13 +70,14 @@ impl<R: Read> Bundle<R> {
             if signatures.len() > SIGNATURES_MAX {
                 return Err(Error::failed(format!("more than {SIGNATURES_MAX} signatures")));
             }
-            next = members.next()?;
+            payload_start = members.end_of_member();
+            next = members.advance()?;
         }
         let signed_by = check(&text, &signatures)?;
         let manifest = std::str::from_utf8(&text)
             .map_err(|_| Error::failed("manifest.toml: not UTF-8"))
             .and_then(Manifest::parse)?;
-        Ok(Self { members, manifest, text, signatures, signed_by, next })
+        Ok(Self { members, manifest, text, signatures, signed_by, next, payload_start })
     }
 
     /// What the bundle is.
@@ -90,6 +93,11 @@ impl<R: Read> Bundle<R> {
     /// The digest of the manifest's bytes: it names this bundle, however it was fetched.
     pub fn manifest_digest(&self) -> Digest {
         Digest(Sha256::digest(&self.text).into())
+    }
+
+    /// Where the payload begins, as bytes from the start of the bundle: after the manifest and its signatures.
+    pub const fn payload_start(&self) -> u64 {
+        self.payload_start
     }
 
     /// The keys of ours that signed it.
@@ -115,7 +123,7 @@ impl<R: Read> Bundle<R> {
     ) -> Result<()> {
         let index = self.read_index()?;
         let name = format!("{}.frames", self.manifest.root.name);
-        let found = self.members.next()?;
+        let found = self.members.advance()?;
         self.expect(found, &name, self.manifest.root.frames_size)?;
         let mut output = Output { write, at: 0, len: self.manifest.root.size, zeros: vec![0; ZEROS_LEN] };
         let mut decoder = Decoder::new()?;
@@ -136,7 +144,7 @@ impl<R: Read> Bundle<R> {
         }
         output.zeros_to(output.len)?;
         let (done_bytes, total_bytes) = (output.at, output.len);
-        if let Some(extra) = self.members.next()? {
+        if let Some(extra) = self.members.advance()? {
             return Err(Error::failed(format!("unexpected member {:?} after {name}", extra.name)));
         }
         progress(Progress { done_bytes, total_bytes, read_bytes: self.members.position() });
@@ -187,6 +195,26 @@ impl<R: Read> Bundle<R> {
             None => Err(Error::inconsistent(format!("{name} is missing, or was read before"))),
         }
     }
+}
+
+/// What a bundle says of itself, unchecked.
+pub struct Description {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// The digest of its bytes.
+    pub manifest_digest: Digest,
+    /// The signatures, which nobody compared with a key.
+    pub signatures: Vec<Signature>,
+}
+
+/// Reads what a bundle says of itself, for people to look at. Nothing of it is checked against a key.
+///
+/// # Errors
+/// As [`Bundle::open`], but for the signatures.
+pub fn describe(stream: impl Read) -> Result<Description> {
+    let bundle = Bundle::open_unchecked(stream)?;
+    let manifest_digest = bundle.manifest_digest();
+    Ok(Description { manifest: bundle.manifest, manifest_digest, signatures: bundle.signatures })
 }
 
 /// The key number in the name of a signature member.

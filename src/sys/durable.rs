@@ -53,16 +53,17 @@ pub fn replace_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Resu
     sync_dir(dir).doing(doing)
 }
 
-/// A nameless file in `dir`, gone when it is closed.
+/// A file in `dir` that has no name any more and is gone when it is closed.
 ///
 /// # Errors
-/// `Failed`, naming the directory, if it does not exist or its file system has no such files.
+/// `Failed`, naming the directory, if it cannot be made there.
 pub fn scratch(dir: &Path) -> Result<File> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)
-        .doing(|| format!("make a scratch file in {}", dir.display()))?;
-    Ok(file.into())
+    let doing = || format!("make a scratch file in {}", dir.display());
+    let path = dir.join(format!(".twinhull-{}-{}", std::process::id(), super::random::hex(4)?));
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path).doing(doing)?;
+    fs::remove_file(&path).doing(doing)?;
+    Ok(file)
 }
 
 /// Overwrites a file in place without changing its length, with one `pwrite` and one flush.
@@ -129,7 +130,11 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
     Ok(File::open(dir)?.sync_all()?)
 }
 
-fn parent(path: &Path) -> Result<&Path> {
+/// The directory that holds `path`.
+///
+/// # Errors
+/// `Failed` for `/`.
+pub fn parent(path: &Path) -> Result<&Path> {
     match path.parent() {
         Some(p) if p.as_os_str().is_empty() => Ok(Path::new(".")),
         Some(p) => Ok(p),

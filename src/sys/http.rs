@@ -2,6 +2,8 @@
 //!
 //! TLS is rustls with ring; the certificates trusted come from the image's PEM bundle, never from this binary,
 //! where they would age with it.
+// ureq's enums grow with its versions.
+#![allow(clippy::wildcard_enum_match_arm)]
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -91,10 +93,9 @@ fn roots(settings: &HttpSettings) -> Result<Vec<Certificate<'static>>> {
 fn certificates(pem: &[u8]) -> Result<Vec<Certificate<'static>>> {
     let mut found = Vec::new();
     for item in ureq::tls::parse_pem(pem) {
-        match item.map_err(|e| Error::failed(e.to_string()))? {
-            PemItem::Certificate(certificate) => found.push(certificate),
-            // Keys and whatever PEM may hold besides are not trusted for anything.
-            _ => {}
+        // Keys and whatever PEM may hold besides are not trusted for anything.
+        if let PemItem::Certificate(certificate) = item.map_err(|e| Error::failed(e.to_string()))? {
+            found.push(certificate);
         }
     }
     Ok(found)
