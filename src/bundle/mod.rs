@@ -1,1 +1,23 @@
 //! THE UPDATE FILE: its manifest, signatures, block index and frames; reading it from any stream, and making it.
+//!
+//! `FORMAT.md` beside this file lays down every byte. The laws:
+//!
+//! 1. The manifest is parsed only after enough keys were seen to have signed it.
+//! 2. Every block is compared with its signed hash before it is handed to the writer.
+//! 3. Every length is checked against a limit before memory is taken for it.
+//! 4. A bundle is read in order, once, without seeking: a pipe will do.
+
+pub mod archive;
+mod frames;
+mod index;
+mod keys;
+#[cfg(feature = "build-host")]
+pub mod pack;
+mod reader;
+#[cfg(feature = "build-host")]
+pub mod sign;
+pub mod source;
+
+pub use keys::{KeyId, Keys, Signature};
+pub use reader::{Bundle, Description, Progress, describe};
+pub use source::Source;

@@ -24,6 +24,48 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     sync_dir(dir).doing(doing)
 }
 
+/// Replaces the file at `path` by what `fill` writes, as [`replace`] does; for files that are too large to hold.
+///
+/// # Errors
+/// `Failed`, naming the path, and whatever `fill` fails with. The old file is then still there, and what was
+/// written is removed.
+pub fn replace_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let dir = parent(path)?;
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    let temporary = dir.join(name);
+    let doing = || format!("write {}", path.display());
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)
+        .doing(doing)?;
+    let filled = fill(&mut file).and_then(|()| Ok(file.sync_all()?));
+    if let Err(e) = filled {
+        // The error that counts is the one above.
+        let _ = fs::remove_file(&temporary);
+        return Err(e).doing(doing);
+    }
+    fs::rename(&temporary, path).doing(doing)?;
+    sync_dir(dir).doing(doing)
+}
+
+/// A file in `dir` that has no name any more and is gone when it is closed.
+///
+/// # Errors
+/// `Failed`, naming the directory, if it cannot be made there.
+pub fn scratch(dir: &Path) -> Result<File> {
+    let doing = || format!("make a scratch file in {}", dir.display());
+    let path = dir.join(format!(".twinhull-{}-{}", std::process::id(), super::random::hex(4)?));
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path).doing(doing)?;
+    fs::remove_file(&path).doing(doing)?;
+    Ok(file)
+}
+
 /// Overwrites a file in place without changing its length, with one `pwrite` and one flush.
 ///
 /// The file's blocks and directory entry stay as they are, so on FAT this is as atomic as the sectors that
@@ -88,7 +130,11 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
     Ok(File::open(dir)?.sync_all()?)
 }
 
-fn parent(path: &Path) -> Result<&Path> {
+/// The directory that holds `path`.
+///
+/// # Errors
+/// `Failed` for `/`.
+pub fn parent(path: &Path) -> Result<&Path> {
     match path.parent() {
         Some(p) if p.as_os_str().is_empty() => Ok(Path::new(".")),
         Some(p) => Ok(p),
@@ -108,6 +154,22 @@ mod tests {
         replace(&path, b"two", 0o600).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn replace_with_leaves_the_old_file_when_it_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        replace(&path, b"old", 0o600).unwrap();
+        let failing = |file: &mut File| {
+            file.write_all(b"half")?;
+            Err(Error::refused("no"))
+        };
+        assert_eq!(replace_with(&path, 0o600, failing).unwrap_err().kind(), crate::Kind::Refused);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        replace_with(&path, 0o600, |file| Ok(file.write_all(b"new")?)).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
     }
 
     #[test]

@@ -85,6 +85,23 @@ pub fn len_bytes(file: &File) -> Result<u64> {
     Ok(rustix::fs::seek(file, rustix::fs::SeekFrom::End(0))?)
 }
 
+/// The next stretch of a file, from `offset` on, that is not a hole: its start and its end. `None` if only holes
+/// follow. A file system or device that cannot tell has none.
+///
+/// # Errors
+/// `Failed` if the file cannot be asked.
+pub fn next_data(file: &File, offset: u64) -> Result<Option<(u64, u64)>> {
+    use rustix::fs::{SeekFrom, seek};
+    use rustix::io::Errno;
+    let start = match seek(file, SeekFrom::Data(offset)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((offset, u64::MAX))),
+        Err(e) => return Err(e.into()),
+    };
+    Ok(Some((start, seek(file, SeekFrom::Hole(start))?)))
+}
+
 /// Drops the page cache of a flushed file or block device, so that reads come from the medium.
 ///
 /// # Errors

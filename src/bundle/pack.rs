@@ -1,0 +1,288 @@
+//! Making a bundle from an image. The same input gives the same bytes.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::num::NonZero;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+use zstd::bulk::Compressor;
+
+use super::archive;
+use super::index::{self, BLOCK_LEN, Builder, Frame, ZERO};
+use super::keys::Signature;
+use crate::model::device::DeviceType;
+use crate::model::manifest::{
+    BLOCK_BYTES, IMAGE_MAX_BYTES, IMAGE_MIN_BYTES, Manifest, Payload, PayloadKind, Provides,
+};
+use crate::model::{Digest, Version};
+use crate::{Doing, Error, Result, sys};
+
+/// The image is read, and holes are looked for, in pieces of this many bytes.
+const PIECE_LEN: usize = 1024 * 1024;
+
+/// What the maker says of an image.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// The device types that it is for.
+    pub compatible: Vec<DeviceType>,
+    /// balena's name of the architecture.
+    pub arch: String,
+    /// The version of the host OS in it.
+    pub version: Version,
+    /// The release counter.
+    pub release: u64,
+    /// The oldest version that may be updated to it.
+    pub min_version: Option<Version>,
+    /// What it provides.
+    pub provides: Provides,
+    /// zstd's level, 1 to 22.
+    pub level: i32,
+    /// Blocks in a frame, 1 to [`index::FRAME_BLOCKS_MAX`].
+    pub frame_blocks: u32,
+}
+
+/// Gives the signatures for a manifest, whose text is the second argument.
+pub type SignWith<'a> = dyn Fn(&Manifest, &[u8]) -> Result<Vec<Signature>> + 'a;
+
+/// What was made.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Length of the bundle in bytes.
+    pub len_bytes: u64,
+}
+
+/// Makes a bundle of the image file `image` at `out`, signed by what `sign` gives for the manifest's text.
+/// `progress` is told how many bytes of the image were read, of how many.
+///
+/// # Errors
+/// `Failed`, naming the file, if the image cannot be read, has a size that no bundle may have, or changes
+/// meanwhile; or if the bundle cannot be written. A bundle that was at `out` before is then still there.
+pub fn create(
+    image: &Path,
+    out: &Path,
+    recipe: &Recipe,
+    sign: &SignWith,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Made> {
+    let file = sys::file::open_read(image)?;
+    let doing = || format!("image {}", image.display());
+    if file.metadata().doing(doing)?.is_dir() {
+        return Err(Error::failed("is a directory; give the image file").within(doing()));
+    }
+    let len = sys::file::len_bytes(&file).doing(doing)?;
+    if !(IMAGE_MIN_BYTES..=IMAGE_MAX_BYTES).contains(&len) {
+        let text = format!("{len} bytes, expected {IMAGE_MIN_BYTES} to {IMAGE_MAX_BYTES}");
+        return Err(Error::failed(text).within(doing()));
+    }
+    let frames = sys::durable::scratch(sys::durable::parent(out)?)?;
+    let mut packer = Packer::new(frames, recipe)?;
+    packer.image(&file, len, progress).doing(doing)?;
+    let (manifest, index, mut frames) = packer.finish(recipe, len)?;
+    let text = manifest.to_text()?.into_bytes();
+    let signatures = sign(&manifest, &text)?;
+    let mut len_bytes = 0;
+    sys::durable::replace_with(out, 0o644, |file| {
+        head(file, &text, &signatures)?;
+        member(file, &format!("{}.index", manifest.root.name), &mut &index[..], index.len() as u64)?;
+        let name = format!("{}.frames", manifest.root.name);
+        frames.seek(SeekFrom::Start(0))?;
+        member(file, &name, &mut frames, manifest.root.frames_size)?;
+        file.write_all(&archive::END)?;
+        len_bytes = file.stream_position()?;
+        Ok(())
+    })?;
+    Ok(Made { manifest, len_bytes })
+}
+
+/// Writes what stands before the payload: the manifest and its signatures, in the order of their keys.
+pub(super) fn head(to: &mut File, text: &[u8], signatures: &[Signature]) -> Result<()> {
+    member(to, "manifest.toml", &mut &text[..], text.len() as u64)?;
+    let mut sorted: Vec<&Signature> = signatures.iter().collect();
+    sorted.sort_by_key(|s| s.id());
+    for s in sorted {
+        let bytes = s.text().as_bytes();
+        member(to, &format!("manifest.toml.{}.minisig", s.id()), &mut &bytes[..], bytes.len() as u64)?;
+    }
+    Ok(())
+}
+
+fn member(to: &mut File, name: &str, content: &mut dyn io::Read, size: u64) -> Result<()> {
+    to.write_all(&archive::header(name, size)?)?;
+    let copied = io::copy(content, to)?;
+    if copied != size {
+        return Err(Error::inconsistent(format!("{name}: {copied} bytes, expected {size}")));
+    }
+    let padding = usize::try_from(archive::padding_len(size)).unwrap_or(0);
+    Ok(to.write_all(archive::END.get(..padding).unwrap_or_default())?)
+}
+
+/// A frame that waits to be compressed.
+struct Raw {
+    first_block: u64,
+    blocks: u32,
+    bytes: Vec<u8>,
+}
+
+/// An image on its way into index and frames. Frames are independent of each other, so they are compressed on all
+/// processors and written in order.
+struct Packer {
+    index: Builder,
+    image: Sha256,
+    frames: File,
+    open: Raw,
+    waiting: Vec<Raw>,
+    block: u64,
+    frame_blocks: u32,
+    level: i32,
+    threads: usize,
+}
+
+impl Packer {
+    fn new(frames: File, recipe: &Recipe) -> Result<Self> {
+        if !(1..=index::FRAME_BLOCKS_MAX).contains(&recipe.frame_blocks) || !(1..=22).contains(&recipe.level)
+        {
+            return Err(Error::usage(format!(
+                "frames of {} blocks at level {}: expected 1 to {} blocks, level 1 to 22",
+                recipe.frame_blocks,
+                recipe.level,
+                index::FRAME_BLOCKS_MAX
+            )));
+        }
+        Ok(Self {
+            index: Builder::default(),
+            image: Sha256::new(),
+            frames,
+            open: Raw { first_block: 0, blocks: 0, bytes: Vec::new() },
+            waiting: Vec::new(),
+            block: 0,
+            frame_blocks: recipe.frame_blocks,
+            level: recipe.level,
+            threads: std::thread::available_parallelism().map_or(1, NonZero::get),
+        })
+    }
+
+    fn image(&mut self, file: &File, len: u64, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        let mut piece = vec![0; PIECE_LEN];
+        let mut data = Some((0, 0));
+        let mut at = 0;
+        while at < len {
+            let n = usize::try_from(len - at).unwrap_or(PIECE_LEN).min(PIECE_LEN);
+            let bytes = piece.get_mut(..n).unwrap_or_default();
+            if data.is_some_and(|(_, end)| end <= at) {
+                data = sys::file::next_data(file, at)?;
+            }
+            if data.is_some_and(|(start, _)| start < at + n as u64) {
+                file.read_exact_at(bytes, at)?;
+            } else {
+                bytes.fill(0);
+            }
+            self.piece(bytes)?;
+            at += n as u64;
+            progress(at, len);
+        }
+        self.close_frame();
+        self.compress()
+    }
+
+    fn piece(&mut self, bytes: &[u8]) -> Result<()> {
+        self.image.update(bytes);
+        let mut padded = [0; BLOCK_LEN];
+        for block in bytes.chunks(BLOCK_LEN) {
+            let (head, tail) = padded.split_at_mut(block.len());
+            head.copy_from_slice(block);
+            tail.fill(0);
+            self.one_block(&padded)?;
+        }
+        Ok(())
+    }
+
+    fn one_block(&mut self, bytes: &[u8; BLOCK_LEN]) -> Result<()> {
+        let number = self.block;
+        self.block += 1;
+        if *bytes == [0; BLOCK_LEN] {
+            self.index.block(ZERO);
+            return Ok(());
+        }
+        let hash = index::hash(bytes);
+        if hash == ZERO {
+            return Err(Error::inconsistent(format!("block {number} has the hash that stands for zeros")));
+        }
+        self.index.block(hash);
+        if self.open.blocks == 0 {
+            self.open.first_block = number;
+        }
+        self.open.blocks += 1;
+        self.open.bytes.extend(bytes);
+        if self.open.blocks == self.frame_blocks {
+            self.close_frame();
+        }
+        if self.waiting.len() >= 4 * self.threads { self.compress() } else { Ok(()) }
+    }
+
+    fn close_frame(&mut self) {
+        if self.open.blocks > 0 {
+            let empty = Raw { first_block: 0, blocks: 0, bytes: Vec::new() };
+            self.waiting.push(std::mem::replace(&mut self.open, empty));
+        }
+    }
+
+    /// Compresses what waits and writes it in order.
+    fn compress(&mut self) -> Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let share = waiting.len().div_ceil(self.threads).max(1);
+        let level = self.level;
+        let done: Vec<Result<Vec<Vec<u8>>>> = std::thread::scope(|scope| {
+            let started: Vec<_> =
+                waiting.chunks(share).map(|raws| scope.spawn(move || compress_all(raws, level))).collect();
+            let broke = |_| Err(Error::inconsistent("a compressing thread broke down"));
+            started.into_iter().map(|t| t.join().unwrap_or_else(broke)).collect()
+        });
+        let mut done = done.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten();
+        for raw in &waiting {
+            let data = done.next().ok_or_else(|| Error::inconsistent("a frame was lost"))?;
+            let data_len = u32::try_from(data.len()).map_err(|_| Error::inconsistent("a frame too long"))?;
+            if u64::from(data_len) > index::data_len_max(raw.blocks) {
+                return Err(Error::inconsistent(format!("a frame of {data_len} bytes")));
+            }
+            let hash = index::hash(&data);
+            self.index.frame(Frame { first_block: raw.first_block, blocks: raw.blocks, data_len, hash });
+            self.frames.write_all(&data).doing(|| "write frames")?;
+        }
+        Ok(())
+    }
+
+    fn finish(self, recipe: &Recipe, len: u64) -> Result<(Manifest, Vec<u8>, File)> {
+        let (index, frames_size) = self.index.finish(len);
+        let root = Payload {
+            name: "root".into(),
+            kind: PayloadKind::RootSlot,
+            size: len,
+            sha256: Digest(self.image.finalize().into()),
+            index_sha256: Digest(Sha256::digest(&index).into()),
+            index_size: index.len() as u64,
+            frames_size,
+        };
+        if self.block != len.div_ceil(BLOCK_BYTES) {
+            return Err(Error::inconsistent(format!("{} blocks in {len} bytes", self.block)));
+        }
+        let manifest = Manifest {
+            compatible: recipe.compatible.clone(),
+            arch: recipe.arch.clone(),
+            version: recipe.version.clone(),
+            release: recipe.release,
+            min_version: recipe.min_version.clone(),
+            provides: recipe.provides.clone(),
+            root,
+        };
+        Ok((manifest, index, self.frames))
+    }
+}
+
+fn compress_all(raws: &[Raw], level: i32) -> Result<Vec<Vec<u8>>> {
+    let mut zstd = Compressor::new(level).doing(|| "start the compressor")?;
+    raws.iter().map(|raw| zstd.compress(&raw.bytes).doing(|| "compress")).collect()
+}

@@ -1,0 +1,273 @@
+//! Reading a bundle: signatures first, then blocks, each checked before it is handed on.
+
+use std::io::Read;
+
+use sha2::{Digest as _, Sha256};
+
+use super::archive::{self, Member};
+use super::frames::Decoder;
+use super::index::Index;
+use super::keys::{KeyId, Keys, SIGNATURE_LIMIT_BYTES, SIGNATURES_MAX, Signature};
+use crate::model::Digest;
+use crate::model::manifest::{self, BLOCK_BYTES, Manifest};
+use crate::{Doing, Error, Result};
+
+/// Zeros are handed out in pieces of at most this many bytes.
+const ZEROS_LEN: usize = 256 * 1024;
+
+/// How far a bundle was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the image that were handed to the writer, zeros included.
+    pub done_bytes: u64,
+    /// Length of the image.
+    pub total_bytes: u64,
+    /// Bytes of the bundle that were read.
+    pub read_bytes: u64,
+}
+
+/// A bundle whose manifest was checked and whose payload is still to be read.
+pub struct Bundle<R> {
+    members: archive::Reader<R>,
+    manifest: Manifest,
+    text: Vec<u8>,
+    signatures: Vec<Signature>,
+    signed_by: Vec<KeyId>,
+    /// The member that comes next, whose header was read already.
+    next: Option<Member>,
+    payload_start: u64,
+}
+
+impl<R: Read> Bundle<R> {
+    /// Reads the manifest and its signatures from a stream, and checks that enough of `keys` signed it.
+    ///
+    /// # Errors
+    /// `Failed` if it is no bundle, or a damaged one; `Refused` if too few of the keys signed it or the format is
+    /// newer.
+    pub fn open(stream: R, keys: &Keys) -> Result<Self> {
+        Self::start(stream, |message, signatures| keys.check(message, signatures))
+    }
+
+    /// Reads a bundle without asking who made it: to show it, to sign it. Never to install it.
+    pub(super) fn open_unchecked(stream: R) -> Result<Self> {
+        Self::start(stream, |_, _| Ok(Vec::new()))
+    }
+
+    fn start(stream: R, check: impl FnOnce(&[u8], &[Signature]) -> Result<Vec<KeyId>>) -> Result<Self> {
+        let mut members = archive::Reader::new(stream);
+        match members.advance()? {
+            Some(m) if m.name == "manifest.toml" => {}
+            _ => return Err(Error::failed("not a bundle: it does not begin with manifest.toml")),
+        }
+        let text = members.content(manifest::LIMIT_BYTES)?;
+        let mut signatures = Vec::new();
+        let mut payload_start = members.end_of_member();
+        let mut next = members.advance()?;
+        while let Some(name) = next.as_ref().map(|m| m.name.clone()) {
+            let Some(id) = signature_member(&name) else { break };
+            let signature = read_signature(&mut members, id, signatures.last()).doing(|| name)?;
+            signatures.push(signature);
+            if signatures.len() > SIGNATURES_MAX {
+                return Err(Error::failed(format!("more than {SIGNATURES_MAX} signatures")));
+            }
+            payload_start = members.end_of_member();
+            next = members.advance()?;
+        }
+        let signed_by = check(&text, &signatures)?;
+        let manifest = std::str::from_utf8(&text)
+            .map_err(|_| Error::failed("manifest.toml: not UTF-8"))
+            .and_then(Manifest::parse)?;
+        Ok(Self { members, manifest, text, signatures, signed_by, next, payload_start })
+    }
+
+    /// What the bundle is.
+    pub const fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The manifest's bytes, as they were signed.
+    pub fn manifest_text(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// The digest of the manifest's bytes: it names this bundle, however it was fetched.
+    pub fn manifest_digest(&self) -> Digest {
+        Digest(Sha256::digest(&self.text).into())
+    }
+
+    /// Where the payload begins, as bytes from the start of the bundle: after the manifest and its signatures.
+    pub const fn payload_start(&self) -> u64 {
+        self.payload_start
+    }
+
+    /// The keys of ours that signed it.
+    pub fn signed_by(&self) -> &[KeyId] {
+        &self.signed_by
+    }
+
+    /// Every signature in it, by anybody.
+    pub fn signatures(&self) -> &[Signature] {
+        &self.signatures
+    }
+
+    /// Hands out the root image: `write(offset, bytes)` is called in ascending order and covers it without gaps
+    /// and exactly, zeros included. Every block was compared with its signed hash before.
+    ///
+    /// # Errors
+    /// `Failed` if the bundle is damaged or ends early (what was written until then is right, and not whole), and
+    /// whatever `write` fails with. `Inconsistent` when called a second time.
+    pub fn write_root(
+        &mut self,
+        write: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<()> {
+        let index = self.read_index()?;
+        let name = format!("{}.frames", self.manifest.root.name);
+        let found = self.members.advance()?;
+        self.expect(found, &name, self.manifest.root.frames_size)?;
+        let mut output = Output { write, at: 0, len: self.manifest.root.size, zeros: vec![0; ZEROS_LEN] };
+        let mut decoder = Decoder::new()?;
+        for number in 0..index.frames() {
+            let frame = index.frame(number).ok_or_else(|| Error::inconsistent("a frame is missing"))?;
+            let members = &mut self.members;
+            let runs =
+                decoder.decode(&index, frame, &mut |buffer| members.fill(buffer)).doing(|| name.clone())?;
+            for run in runs {
+                output.zeros_to(run.first_block.saturating_mul(BLOCK_BYTES))?;
+                output.bytes(run.bytes)?;
+            }
+            progress(Progress {
+                done_bytes: output.at,
+                total_bytes: output.len,
+                read_bytes: self.members.position(),
+            });
+        }
+        output.zeros_to(output.len)?;
+        let (done_bytes, total_bytes) = (output.at, output.len);
+        if let Some(extra) = self.members.advance()? {
+            return Err(Error::failed(format!("unexpected member {:?} after {name}", extra.name)));
+        }
+        progress(Progress { done_bytes, total_bytes, read_bytes: self.members.position() });
+        Ok(())
+    }
+
+    /// Reads the whole bundle and compares every block, the whole image and the end.
+    ///
+    /// # Errors
+    /// As [`Bundle::write_root`], and `Failed` if the blocks are right and the image's digest is not.
+    pub fn check_all(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+        let mut image = Sha256::new();
+        let mut sum = |_: u64, bytes: &[u8]| {
+            image.update(bytes);
+            Ok(())
+        };
+        self.write_root(&mut sum, progress)?;
+        let (found, expected) = (Digest(image.finalize().into()), self.manifest.root.sha256);
+        if found != expected {
+            return Err(Error::failed(format!(
+                "image has digest {found}, the manifest says {expected}; the bundle was made wrongly"
+            )));
+        }
+        Ok(())
+    }
+
+    fn read_index(&mut self) -> Result<Index> {
+        let root = self.manifest.root.clone();
+        let name = format!("{}.index", root.name);
+        let next = self.next.take();
+        self.expect(next, &name, root.index_size)?;
+        let bytes = self.members.content(root.index_size)?;
+        if Digest(Sha256::digest(&bytes).into()) != root.index_sha256 {
+            return Err(Error::failed(format!(
+                "{name}: does not match its signed digest; the bundle is damaged, get it again"
+            )));
+        }
+        Index::parse(bytes, &root)
+    }
+
+    fn expect(&self, found: Option<Member>, name: &str, size: u64) -> Result<()> {
+        match found {
+            Some(m) if m.name == name && m.size == size => Ok(()),
+            Some(m) => Err(Error::failed(format!(
+                "found {:?} of {} bytes where {name} of {size} bytes belongs; the bundle is damaged, get it again",
+                m.name, m.size
+            ))),
+            None => Err(Error::inconsistent(format!("{name} is missing, or was read before"))),
+        }
+    }
+}
+
+/// What a bundle says of itself, unchecked.
+pub struct Description {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// The digest of its bytes.
+    pub manifest_digest: Digest,
+    /// The signatures, which nobody compared with a key.
+    pub signatures: Vec<Signature>,
+}
+
+/// Reads what a bundle says of itself, for people to look at. Nothing of it is checked against a key.
+///
+/// # Errors
+/// As [`Bundle::open`], but for the signatures.
+pub fn describe(stream: impl Read) -> Result<Description> {
+    let bundle = Bundle::open_unchecked(stream)?;
+    let manifest_digest = bundle.manifest_digest();
+    Ok(Description { manifest: bundle.manifest, manifest_digest, signatures: bundle.signatures })
+}
+
+/// The key number in the name of a signature member.
+fn signature_member(name: &str) -> Option<&str> {
+    name.strip_prefix("manifest.toml.")?.strip_suffix(".minisig")
+}
+
+/// Reads one signature. They stand in ascending order of their keys, so none can be there twice.
+fn read_signature<R: Read>(
+    members: &mut archive::Reader<R>,
+    id: &str,
+    before: Option<&Signature>,
+) -> Result<Signature> {
+    let bytes = members.content(SIGNATURE_LIMIT_BYTES)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| Error::failed("not UTF-8"))?;
+    let signature = Signature::parse(text)?;
+    if signature.id() != id.parse()? {
+        return Err(Error::failed(format!(
+            "a signature of key {}, not of the key in its name",
+            signature.id()
+        )));
+    }
+    if before.is_some_and(|b| b.id() >= signature.id()) {
+        return Err(Error::failed("signatures out of order"));
+    }
+    Ok(signature)
+}
+
+/// The image as it is handed out: where we are in it, and its exact length.
+struct Output<'a> {
+    write: &'a mut dyn FnMut(u64, &[u8]) -> Result<()>,
+    at: u64,
+    len: u64,
+    zeros: Vec<u8>,
+}
+
+impl Output<'_> {
+    fn zeros_to(&mut self, end: u64) -> Result<()> {
+        while self.at < end.min(self.len) {
+            let left = usize::try_from(end.min(self.len) - self.at).unwrap_or(ZEROS_LEN);
+            let zeros = self.zeros.get(..left.min(ZEROS_LEN)).unwrap_or_default();
+            (self.write)(self.at, zeros)?;
+            self.at += zeros.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Hands out whole blocks, without what the last of them has beyond the image.
+    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        let left = usize::try_from(self.len - self.at).unwrap_or(usize::MAX);
+        let bytes = bytes.get(..bytes.len().min(left)).unwrap_or_default();
+        (self.write)(self.at, bytes)?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+}

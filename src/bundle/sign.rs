@@ -1,0 +1,121 @@
+//! Signing: minisign's secret keys, and putting a signature into a bundle.
+
+use std::fs::File;
+use std::io::{self, BufReader, Seek, SeekFrom};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::keys::{Keys, SIGNATURE_LIMIT_BYTES, Signature};
+use super::{Bundle, pack};
+use crate::model::Manifest;
+use crate::{Doing, Error, Result, sys};
+
+/// A secret key that is ready to sign.
+pub struct Signer(minisign::SecretKey);
+
+impl Signer {
+    /// Reads a secret key as `minisign -G` writes it, encrypted or (`-W`) not.
+    ///
+    /// Without a password an encrypted key asks for one on the terminal, if there is one.
+    ///
+    /// # Errors
+    /// `Failed`, naming the file, if it is no secret key or the password is wrong; `Usage` if a password is needed
+    /// and cannot be asked for.
+    pub fn load(path: &Path, password: Option<String>) -> Result<Self> {
+        let text = sys::file::read_text(path, SIGNATURE_LIMIT_BYTES)?;
+        let doing = || format!("secret key {}", path.display());
+        let said = |e: minisign::PError| Error::failed(e.to_string()).within(doing());
+        let boxed = || minisign::SecretKeyBox::from_string(&text);
+        // minisign's base64 of "Ed" and then "\0\0" instead of "Sc" for a key without a password.
+        let encrypted = text.lines().nth(1).is_some_and(|l| l.starts_with("RWRTY"));
+        if !encrypted {
+            return boxed()
+                .and_then(minisign::SecretKeyBox::into_unencrypted_secret_key)
+                .map(Self)
+                .map_err(said);
+        }
+        if password.is_none() && !sys::out::is_terminal() {
+            return Err(Error::usage(format!("{} has a password; give --password-file", path.display())));
+        }
+        boxed().and_then(|b| b.into_secret_key(password)).map(Self).map_err(said)
+    }
+
+    /// Signs a manifest's text.
+    ///
+    /// # Errors
+    /// `Failed` if the kernel has no random bytes.
+    pub fn sign(&self, manifest: &Manifest, text: &[u8]) -> Result<Signature> {
+        // Signed as well and shown by minisign -V. No time: nothing of ours depends on a clock.
+        let comment = format!("file:manifest.toml\tversion:{}\thashed", manifest.version);
+        let signed = minisign::sign(None, &self.0, text, Some(&comment), None)
+            .map_err(|e| Error::failed(e.to_string()).within("sign"))?;
+        Signature::import(&signed.into_string())
+    }
+}
+
+/// Makes a pair of keys without a password, in minisign's form.
+///
+/// # Errors
+/// `Failed`, naming the file, if one of them exists already or cannot be written.
+pub fn keygen(public: &Path, secret: &Path) -> Result<()> {
+    for path in [public, secret] {
+        if path.exists() {
+            return Err(Error::failed(format!("{} exists; it is not overwritten", path.display())));
+        }
+    }
+    let said = |e: minisign::PError| Error::failed(e.to_string()).within("make a key pair");
+    let pair = minisign::KeyPair::generate_unencrypted_keypair().map_err(said)?;
+    let secret_text = pair.sk.to_box(None).map_err(said)?.into_string();
+    let public_text = pair.pk.to_box().map_err(said)?.into_string();
+    sys::durable::replace(secret, secret_text.as_bytes(), 0o600)?;
+    sys::durable::replace(public, public_text.as_bytes(), 0o644)
+}
+
+/// A signature made elsewhere over the manifest of `bundle`, seen to be one of the key in the file `public`.
+///
+/// # Errors
+/// `Failed`, naming the file, if it is none.
+pub fn import(signature: &Path, public: &Path, manifest_text: &[u8]) -> Result<Signature> {
+    let text = sys::file::read_text(signature, SIGNATURE_LIMIT_BYTES)?;
+    let doing = || format!("signature {}", signature.display());
+    let found = Signature::import(&text).doing(doing)?;
+    Keys::load_file(public)?.check(manifest_text, std::slice::from_ref(&found)).doing(doing)?;
+    Ok(found)
+}
+
+/// Adds signatures to the bundle at `path`; one by a key that signed before takes the old one's place. Reads the
+/// whole bundle first: what does not fit its own manifest is not signed.
+///
+/// # Errors
+/// `Failed`, naming the bundle, if it is damaged or cannot be written; it is then as it was.
+pub fn add(path: &Path, sign: &pack::SignWith) -> Result<Vec<Signature>> {
+    let mut file = sys::file::open_read(path)?;
+    let doing = || format!("bundle {}", path.display());
+    let mode = file.metadata().doing(doing)?.permissions().mode() & 0o7777;
+    let mut bundle = Bundle::open_unchecked(BufReader::new(&file)).doing(doing)?;
+    let payload_start = bundle.payload_start();
+    bundle.check_all(&mut |_| ()).doing(doing)?;
+    let new = sign(bundle.manifest(), bundle.manifest_text())?;
+    let mut all: Vec<Signature> =
+        bundle.signatures().iter().filter(|old| new.iter().all(|n| n.id() != old.id())).cloned().collect();
+    all.extend(new);
+    if all.len() > super::keys::SIGNATURES_MAX {
+        return Err(
+            Error::failed(format!("more than {} signatures", super::keys::SIGNATURES_MAX)).within(doing())
+        );
+    }
+    let text = bundle.manifest_text().to_vec();
+    drop(bundle);
+    let checked_len = sys::file::len_bytes(&file).doing(doing)?;
+    file.seek(SeekFrom::Start(payload_start)).doing(doing)?;
+    sys::durable::replace_with(path, mode, |to: &mut File| {
+        pack::head(to, &text, &all)?;
+        let copied = io::copy(&mut &file, to)?;
+        if copied + payload_start == checked_len {
+            Ok(())
+        } else {
+            Err(Error::failed("it changed meanwhile"))
+        }
+    })?;
+    Ok(all)
+}

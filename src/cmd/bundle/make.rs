@@ -1,0 +1,227 @@
+//! `twinhull bundle create`, `sign` and `keygen`
+// The arguments of a command line are matched by their words; what is not known is one case.
+#![allow(clippy::wildcard_enum_match_arm)]
+
+use std::path::{Path, PathBuf};
+
+use lexopt::prelude::*;
+
+use super::Percent;
+use crate::bundle::Signature;
+use crate::bundle::pack::{self, Recipe};
+use crate::bundle::sign::{self, Signer};
+use crate::cli::{Context, usage};
+use crate::model::device::{DeviceType, arch};
+use crate::model::manifest::Provides;
+use crate::model::{Manifest, Version};
+use crate::{Error, Result, sys};
+
+const PASSWORD_LIMIT_BYTES: u64 = 4096;
+
+/// Who signs: key files, and the file with their password.
+#[derive(Default)]
+struct Signers {
+    keys: Vec<PathBuf>,
+    password_file: Option<PathBuf>,
+}
+
+impl Signers {
+    fn load(&self) -> Result<Vec<Signer>> {
+        let password = match &self.password_file {
+            Some(path) => {
+                let text = sys::file::read_text(path, PASSWORD_LIMIT_BYTES)?;
+                Some(text.lines().next().unwrap_or_default().to_owned())
+            }
+            None => None,
+        };
+        self.keys.iter().map(|path| Signer::load(path, password.clone())).collect()
+    }
+}
+
+fn sign_all(signers: &[Signer], manifest: &Manifest, text: &[u8]) -> Result<Vec<Signature>> {
+    signers.iter().map(|s| s.sign(manifest, text)).collect()
+}
+
+/// What `create` was given.
+struct Creation {
+    image: PathBuf,
+    out: PathBuf,
+    recipe: Recipe,
+    signers: Signers,
+}
+
+/// `bundle create`
+pub(super) fn create(parser: lexopt::Parser, context: &Context) -> Result<u8> {
+    let asked = parse_creation(parser)?;
+    // Before the work, not after it: a wrong password shows at once.
+    let signers = asked.signers.load()?;
+    let mut shown = Percent::default();
+    let made = pack::create(
+        &asked.image,
+        &asked.out,
+        &asked.recipe,
+        &|manifest, text| sign_all(&signers, manifest, text),
+        &mut |done, total| shown.show("packed", done, total),
+    );
+    shown.end();
+    let made = made?;
+    let out = asked.out.display();
+    sys::out::line(&if context.json {
+        serde_json::json!({
+            "bundle": asked.out,
+            "len_bytes": made.len_bytes,
+            "manifest": super::facts(&made.manifest),
+            "signatures": signers.len(),
+        })
+        .to_string()
+    } else {
+        let root = &made.manifest.root;
+        let signed = match signers.len() {
+            0 => format!("unsigned: no device takes it before `twinhull bundle sign {out} --key SECRETKEY`"),
+            n => format!("signed by {n} key{}", if n == 1 { "" } else { "s" }),
+        };
+        format!(
+            "{out}: version {}, {} bytes for {} of image, {signed}",
+            made.manifest.version, made.len_bytes, root.size
+        )
+    });
+    Ok(0)
+}
+
+fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
+    let wrong = usage("bundle");
+    let (mut image, mut out, mut version, mut min_version) = (None, None, None, None);
+    let mut compatible: Vec<DeviceType> = Vec::new();
+    let mut signers = Signers::default();
+    let mut provides = Provides::default();
+    let (mut arch_name, mut release, mut level, mut frame_kib) = (arch().to_owned(), 0, 19, 1024_u32);
+    while let Some(arg) = parser.next().map_err(&wrong)? {
+        let known = match arg {
+            Long(name) => name.to_owned(),
+            Short('o') => "output".to_owned(),
+            other => return Err(wrong(other.unexpected())),
+        };
+        let mut path = || parser.value().map(PathBuf::from).map_err(&wrong);
+        match known.as_str() {
+            "image" => image = Some(path()?),
+            "output" => out = Some(path()?),
+            "key" => signers.keys.push(path()?),
+            "password-file" => signers.password_file = Some(path()?),
+            "version" => version = Some(os_version(&mut parser)?),
+            "min-version" => min_version = Some(os_version(&mut parser)?),
+            "compatible" => {
+                let types = parser.value().and_then(|v| v.string()).map_err(&wrong)?;
+                compatible.extend(types.split(',').map(|t| DeviceType(t.trim().to_owned())));
+            }
+            "arch" => arch_name = parser.value().and_then(|v| v.string()).map_err(&wrong)?,
+            "release" => release = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
+            "level" => level = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
+            "frame-size" => frame_kib = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
+            "provides" => provide(&mut provides, &parser.value().and_then(|v| v.string()).map_err(&wrong)?)?,
+            other => return Err(wrong(lexopt::Error::UnexpectedOption(format!("--{other}")))),
+        }
+    }
+    let version = needed(version, "--version")?;
+    if compatible.is_empty() {
+        return Err(missing("--compatible"));
+    }
+    if !(4..=4096).contains(&frame_kib) || !frame_kib.is_multiple_of(4) {
+        return Err(Error::usage(format!(
+            "bundle create: --frame-size {frame_kib}: 4 to 4096, in steps of 4"
+        )));
+    }
+    provides.os.get_or_insert_with(|| version.to_string());
+    let frame_blocks = frame_kib / 4;
+    let recipe =
+        Recipe { compatible, arch: arch_name, version, release, min_version, provides, level, frame_blocks };
+    Ok(Creation { image: needed(image, "--image")?, out: needed(out, "--output")?, recipe, signers })
+}
+
+fn os_version(parser: &mut lexopt::Parser) -> Result<Version> {
+    let text = parser.value().and_then(|v| v.string()).map_err(usage("bundle"))?;
+    text.parse().map_err(|e: Error| e.within("bundle create").with_kind(crate::Kind::Usage))
+}
+
+fn provide(provides: &mut Provides, text: &str) -> Result<()> {
+    let place = match text.split_once('=') {
+        Some(("os", v)) => (&mut provides.os, v),
+        Some(("kernel", v)) => (&mut provides.kernel, v),
+        Some(("l4t", v)) => (&mut provides.l4t, v),
+        Some(("supervisor", v)) => (&mut provides.supervisor, v),
+        _ => {
+            return Err(Error::usage(format!(
+                "bundle create: --provides {text}: expected os, kernel, l4t or supervisor, and =VERSION"
+            )));
+        }
+    };
+    *place.0 = Some(place.1.to_owned());
+    Ok(())
+}
+
+fn needed<T>(value: Option<T>, option: &str) -> Result<T> {
+    value.ok_or_else(|| missing(option))
+}
+
+fn missing(option: &str) -> Error {
+    Error::usage(format!("bundle: {option} is needed; see `twinhull bundle --help`"))
+}
+
+/// `bundle sign`
+pub(super) fn sign(mut parser: lexopt::Parser) -> Result<u8> {
+    let wrong = usage("bundle");
+    let (mut bundle, mut signature, mut public): (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>) =
+        (None, None, None);
+    let mut signers = Signers::default();
+    while let Some(arg) = parser.next().map_err(&wrong)? {
+        match arg {
+            Value(value) if bundle.is_none() => bundle = Some(value.into()),
+            Long("key") => signers.keys.push(parser.value().map_err(&wrong)?.into()),
+            Long("password-file") => signers.password_file = Some(parser.value().map_err(&wrong)?.into()),
+            Long("signature") => signature = Some(parser.value().map_err(&wrong)?.into()),
+            Long("public") => public = Some(parser.value().map_err(&wrong)?.into()),
+            other => return Err(wrong(other.unexpected())),
+        }
+    }
+    let bundle = needed(bundle, "BUNDLE")?;
+    let imported = match (signature, public) {
+        (Some(signature), Some(public)) => Some((signature, public)),
+        (None, None) if !signers.keys.is_empty() => None,
+        (None, None) => return Err(missing("--key, or --signature and --public,")),
+        _ => return Err(missing("--signature and --public together: each")),
+    };
+    add(&bundle, &signers.load()?, imported.as_ref())
+}
+
+fn add(bundle: &Path, signers: &[Signer], imported: Option<&(PathBuf, PathBuf)>) -> Result<u8> {
+    let all = sign::add(bundle, &|manifest, text| {
+        let mut new = sign_all(signers, manifest, text)?;
+        if let Some((signature, public)) = imported {
+            new.push(sign::import(signature, public, text)?);
+        }
+        Ok(new)
+    })?;
+    let by: Vec<String> = all.iter().map(|s| s.id().to_string()).collect();
+    sys::out::line(&format!("{}: signed by {}", bundle.display(), by.join(", ")));
+    Ok(0)
+}
+
+/// `bundle keygen`
+pub(super) fn keygen(mut parser: lexopt::Parser) -> Result<u8> {
+    let wrong = usage("bundle");
+    let (mut public, mut secret): (Option<PathBuf>, Option<PathBuf>) = (None, None);
+    while let Some(arg) = parser.next().map_err(&wrong)? {
+        match arg {
+            Long("public") => public = Some(parser.value().map_err(&wrong)?.into()),
+            Long("secret") => secret = Some(parser.value().map_err(&wrong)?.into()),
+            other => return Err(wrong(other.unexpected())),
+        }
+    }
+    let (public, secret) = (needed(public, "--public")?, needed(secret, "--secret")?);
+    sign::keygen(&public, &secret)?;
+    sys::out::line(&format!(
+        "{}: belongs into the image, in the directory of the setting bundle.keys\n{}: keep it secret; it has no password",
+        public.display(),
+        secret.display()
+    ));
+    Ok(0)
+}

@@ -1,0 +1,398 @@
+//! A bundle's manifest: what an update is, for whom, and what its bytes must be.
+//!
+//! The text is TOML and is signed as it stands; nobody parses it before a signature was checked. The byte layout
+//! of a bundle is in `src/bundle/FORMAT.md`.
+
+use serde::{Deserialize, Serialize};
+
+use super::device::DeviceType;
+use super::{Digest, Version};
+use crate::{Error, Result};
+
+/// The only version of the format there is.
+pub const FORMAT: u32 = 1;
+/// The longest manifest, in bytes: it is read into memory before its signature can be checked.
+pub const LIMIT_BYTES: u64 = 64 * 1024;
+/// The smallest image, in bytes.
+pub const IMAGE_MIN_BYTES: u64 = 1024;
+/// The largest image, in bytes (1 TiB).
+pub const IMAGE_MAX_BYTES: u64 = 1 << 40;
+/// Images are hashed and checked in blocks of this many bytes.
+pub const BLOCK_BYTES: u64 = 4096;
+
+const COMPATIBLE_MAX: usize = 64;
+const WORD_MAX: usize = 64;
+
+/// What a bundle says of itself, checked for sense.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// The device types that it is for; at least one.
+    pub compatible: Vec<DeviceType>,
+    /// balena's name of the architecture, such as `amd64`, `aarch64`, `armv7hf`.
+    pub arch: String,
+    /// The version of the host OS in it.
+    pub version: Version,
+    /// A counter that never decreases from release to release; 0 if it is not used.
+    pub release: u64,
+    /// The oldest OS version that may be updated to this one directly.
+    pub min_version: Option<Version>,
+    /// What the new system provides to the services that run on it.
+    pub provides: Provides,
+    /// The root image.
+    pub root: Payload,
+}
+
+/// `[provides]`: versions as text, for the contracts of the services.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provides {
+    /// The host OS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    /// The Linux kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// NVIDIA's Linux for Tegra.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub l4t: Option<String>,
+    /// The supervisor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub supervisor: Option<String>,
+}
+
+/// `[[payload]]`: bytes for one place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Payload {
+    /// Names the members `NAME.index` and `NAME.frames`.
+    pub name: String,
+    /// Where it goes.
+    #[serde(rename = "type")]
+    pub kind: PayloadKind,
+    /// Length of the image in bytes.
+    pub size: u64,
+    /// Digest of the whole image.
+    pub sha256: Digest,
+    /// Digest of the whole index member.
+    pub index_sha256: Digest,
+    /// Length of the index member in bytes.
+    pub index_size: u64,
+    /// Length of the frames member in bytes.
+    pub frames_size: u64,
+}
+
+/// Where a payload goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PayloadKind {
+    /// The root partition that is not running.
+    RootSlot,
+}
+
+/// What is known of the device that a bundle is meant for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// Its type.
+    pub device_type: DeviceType,
+    /// balena's name of its architecture.
+    pub arch: String,
+    /// The version that it runs; `None` if that cannot be told.
+    pub version: Option<Version>,
+    /// Size of the slot that would be written, in bytes.
+    pub slot_len_bytes: u64,
+}
+
+/// The file as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    format: u32,
+    compatible: Vec<DeviceType>,
+    arch: String,
+    version: Version,
+    release: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_version: Option<Version>,
+    #[serde(default)]
+    provides: Provides,
+    payload: Vec<Payload>,
+}
+
+impl Manifest {
+    /// Parses a manifest whose signature was checked.
+    ///
+    /// # Errors
+    /// `Refused` for a format that is newer than this program; `Failed`, with the line, for anything that is not
+    /// a manifest of format 1.
+    pub fn parse(text: &str) -> Result<Self> {
+        let say = |e: toml::de::Error| {
+            let line = e.span().map_or(0, |s| text.get(..s.start).unwrap_or("").matches('\n').count() + 1);
+            Error::failed(format!("manifest.toml, line {line}: {}", e.message().trim()))
+        };
+        // The version first: a newer format may hold keys that are not known here.
+        let table: toml::Table = toml::from_str(text).map_err(say)?;
+        match table.get("format").and_then(toml::Value::as_integer) {
+            Some(found) if found == i64::from(FORMAT) => {}
+            Some(found) => {
+                return Err(Error::refused(format!(
+                    "bundle format {found}: this twinhull reads format {FORMAT}; \
+                     install an OS in between whose twinhull is newer"
+                )));
+            }
+            None => return Err(Error::failed("manifest.toml: no format number")),
+        }
+        toml::from_str::<Text>(text).map_err(say)?.check()
+    }
+
+    /// The manifest as a file. The same values give the same bytes.
+    ///
+    /// # Errors
+    /// `Failed` for values that a manifest cannot hold.
+    #[cfg(feature = "build-host")]
+    pub fn to_text(&self) -> Result<String> {
+        let text = Text {
+            format: FORMAT,
+            compatible: self.compatible.clone(),
+            arch: self.arch.clone(),
+            version: self.version.clone(),
+            release: self.release,
+            min_version: self.min_version.clone(),
+            provides: self.provides.clone(),
+            payload: vec![self.root.clone()],
+        };
+        let text = toml::to_string(&text).map_err(|e| Error::failed(format!("manifest.toml: {e}")))?;
+        if text.len() as u64 > LIMIT_BYTES {
+            return Err(Error::failed(format!("manifest.toml: {} bytes, at most {LIMIT_BYTES}", text.len())));
+        }
+        // What a device would refuse is refused here.
+        Self::parse(&text)?;
+        Ok(text)
+    }
+
+    /// Whether this bundle may be installed on that device.
+    ///
+    /// The release counter is not compared yet: that needs a floor kept on the device.
+    ///
+    /// # Errors
+    /// `Refused`, saying how to comply, for another device type or architecture, an image larger than the slot,
+    /// a running version older than `min_version`, and one newer than the bundle's unless `allow_downgrade`.
+    pub fn check_suits(&self, device: &DeviceFacts, allow_downgrade: bool) -> Result<()> {
+        let no = |text: String| Err(Error::refused(text));
+        if !self.compatible.contains(&device.device_type) {
+            return no(format!(
+                "the bundle is for {}, this device is {}; get the bundle made for {}",
+                words(&self.compatible),
+                device.device_type,
+                device.device_type
+            ));
+        }
+        if self.arch != device.arch {
+            return no(format!(
+                "the bundle is for architecture {}, this device is {}; get the bundle made for {}",
+                self.arch, device.arch, device.arch
+            ));
+        }
+        if self.root.size > device.slot_len_bytes {
+            return no(format!(
+                "the image has {} bytes, the slot {}; make the image smaller, or flash a layout with larger slots",
+                self.root.size, device.slot_len_bytes
+            ));
+        }
+        match (&self.min_version, &device.version) {
+            (Some(min), None) => {
+                return no(format!(
+                    "the bundle updates from {min} or newer, and the version that runs is not known; \
+                     see that os-release has VERSION_ID"
+                ));
+            }
+            (Some(min), Some(running)) if running < min => {
+                return no(format!(
+                    "the bundle updates from {min} or newer, this device runs {running}; \
+                     install a version in between first"
+                ));
+            }
+            (_, Some(running)) if self.version < *running && !allow_downgrade => {
+                return no(format!(
+                    "the bundle has version {}, this device runs {running}, which is newer; \
+                     --allow-downgrade installs it all the same",
+                    self.version
+                ));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Payload {
+    /// How many blocks the image has; the last may be a part of one.
+    pub const fn blocks(&self) -> u64 {
+        self.size.div_ceil(BLOCK_BYTES)
+    }
+
+    fn check(self) -> Result<Self> {
+        let wrong =
+            |text: String| Err(Error::failed(format!("manifest.toml: payload {:?}: {text}", self.name)));
+        // The name becomes part of member names, and of messages.
+        if !is_word(&self.name) {
+            return wrong("not a name of letters, digits, '.', '_' and '-'".into());
+        }
+        if !(IMAGE_MIN_BYTES..=IMAGE_MAX_BYTES).contains(&self.size) {
+            return wrong(format!(
+                "image of {} bytes, expected {IMAGE_MIN_BYTES} to {IMAGE_MAX_BYTES}",
+                self.size
+            ));
+        }
+        Ok(self)
+    }
+}
+
+impl Text {
+    fn check(self) -> Result<Manifest> {
+        let wrong = |text: String| Err(Error::failed(format!("manifest.toml: {text}")));
+        if self.compatible.is_empty() || self.compatible.len() > COMPATIBLE_MAX {
+            return wrong(format!(
+                "compatible has {} entries, expected 1 to {COMPATIBLE_MAX}",
+                self.compatible.len()
+            ));
+        }
+        if let Some(bad) = self.compatible.iter().map(|t| &t.0).chain([&self.arch]).find(|w| !is_word(w)) {
+            return wrong(format!("{bad:?}: expected letters, digits, '.', '_' and '-'"));
+        }
+        let provides =
+            [&self.provides.os, &self.provides.kernel, &self.provides.l4t, &self.provides.supervisor];
+        if provides.into_iter().flatten().any(|v| v.is_empty() || v.chars().any(char::is_control)) {
+            return wrong("provides: an empty version, or one with control characters".into());
+        }
+        let [root] = <[Payload; 1]>::try_from(self.payload).map_err(|found| {
+            Error::failed(format!("manifest.toml: {} payloads, expected one", found.len()))
+        })?;
+        Ok(Manifest {
+            compatible: self.compatible,
+            arch: self.arch,
+            version: self.version,
+            release: self.release,
+            min_version: self.min_version,
+            provides: self.provides,
+            root: root.check()?,
+        })
+    }
+}
+
+fn is_word(s: &str) -> bool {
+    (1..=WORD_MAX).contains(&s.len())
+        && s.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+fn words(types: &[DeviceType]) -> String {
+    types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kind;
+
+    const TEXT: &str = r#"
+format = 1
+compatible = ["intel-nuc", "genericx86-64-ext"]
+arch = "amd64"
+version = "2.0.0"
+release = 7
+min_version = "1.0.0"
+
+[provides]
+os = "2.0.0"
+kernel = "6.1.0"
+
+[[payload]]
+name = "root"
+type = "root-slot"
+size = 1048577
+sha256 = "1111111111111111111111111111111111111111111111111111111111111111"
+index_sha256 = "2222222222222222222222222222222222222222222222222222222222222222"
+index_size = 100
+frames_size = 200
+"#;
+
+    fn device() -> DeviceFacts {
+        DeviceFacts {
+            device_type: DeviceType("intel-nuc".into()),
+            arch: "amd64".into(),
+            version: Some("1.5.0".parse().unwrap()),
+            slot_len_bytes: 1_048_577,
+        }
+    }
+
+    #[test]
+    fn parses_the_example_of_the_format() {
+        let m = Manifest::parse(TEXT).unwrap();
+        assert_eq!((m.release, m.version.to_string().as_str(), m.root.blocks()), (7, "2.0.0", 257));
+        assert_eq!(m.provides.kernel.as_deref(), Some("6.1.0"));
+    }
+
+    #[cfg(feature = "build-host")]
+    #[test]
+    fn what_is_written_is_read_back() {
+        let m = Manifest::parse(TEXT).unwrap();
+        assert_eq!(Manifest::parse(&m.to_text().unwrap()).unwrap(), m);
+        let too_many = Manifest { release: u64::MAX, ..m };
+        assert!(too_many.to_text().is_err());
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_line() {
+        for (from, to, expected) in [
+            ("arch =", "arc =", "line 4: unknown field `arc`"),
+            ("size = 1048577", "size = 1023", "image of 1023 bytes"),
+            ("size = 1048577", "size = 1099511627777", "image of 1099511627777 bytes"),
+            ("size = 1048577", "size = -1", "line 16"),
+            ("name = \"root\"", "name = \"../root\"", "not a name"),
+            ("type = \"root-slot\"", "type = \"boot-files\"", "unknown variant `boot-files`"),
+            ("\"intel-nuc\", \"genericx86-64-ext\"", "", "compatible has 0 entries"),
+            ("\"intel-nuc\"", "\"intel nuc\"", "\"intel nuc\": expected letters"),
+            ("[[payload]]", "[payload]", "line 13"),
+            ("format = 1", "", "no format number"),
+            ("kernel = \"6.1.0\"", "kernel = \"\\u001b[2J\"", "control characters"),
+        ] {
+            let e = Manifest::parse(&TEXT.replace(from, to)).unwrap_err().to_string();
+            assert!(e.contains(expected), "{to}: {e}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_whatever_else_it_holds() {
+        let e = Manifest::parse("format = 2\nnews = true\n").unwrap_err();
+        assert_eq!(e.kind(), Kind::Refused);
+        assert!(e.to_string().contains("newer"), "{e}");
+    }
+
+    #[test]
+    fn suits_only_what_it_was_made_for() {
+        let m = Manifest::parse(TEXT).unwrap();
+        m.check_suits(&device(), false).unwrap();
+        m.check_suits(&DeviceFacts { version: Some("2.0.0".parse().unwrap()), ..device() }, false).unwrap();
+        for (device, expected) in [
+            (DeviceFacts { device_type: DeviceType("fincm3".into()), ..device() }, "made for fincm3"),
+            (DeviceFacts { arch: "aarch64".into(), ..device() }, "made for aarch64"),
+            (DeviceFacts { slot_len_bytes: 1_048_576, ..device() }, "the slot 1048576"),
+            (DeviceFacts { version: Some("0.9.0".parse().unwrap()), ..device() }, "in between"),
+            (DeviceFacts { version: Some("2.0.1".parse().unwrap()), ..device() }, "--allow-downgrade"),
+            (DeviceFacts { version: None, ..device() }, "VERSION_ID"),
+        ] {
+            let e = m.check_suits(&device, false).unwrap_err();
+            assert_eq!(e.kind(), Kind::Refused);
+            assert!(e.to_string().contains(expected), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_downgrade_may_be_allowed_but_not_below_the_minimum() {
+        let m = Manifest::parse(TEXT).unwrap();
+        let newer = DeviceFacts { version: Some("3.0.0".parse().unwrap()), ..device() };
+        m.check_suits(&newer, true).unwrap();
+        let older = DeviceFacts { version: Some("0.1.0".parse().unwrap()), ..device() };
+        assert!(m.check_suits(&older, true).is_err());
+    }
+}
