@@ -60,7 +60,7 @@ pub struct Partition {
     /// What it holds; `None` if that is not known here, as in a slot that was never written.
     pub file_system: Option<Superblock>,
     /// Its name in a GPT; empty on MBR.
-    name: String,
+    pub name: String,
 }
 
 impl Partition {

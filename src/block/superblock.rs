@@ -9,6 +9,9 @@ use super::disk::Disk;
 use super::le::{array, u16_at, u32_at};
 use crate::Result;
 
+/// `EXT4_ERROR_FS`.
+const EXT4_ERROR_FS: u16 = 2;
+
 /// The kinds that a device's partitions may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -51,6 +54,8 @@ pub struct Superblock {
     pub uuid: String,
     /// Bytes that the file system fills, where it says so.
     pub len_bytes: Option<u64>,
+    /// Whether the kernel found it damaged and asks for a check (ext4).
+    pub needs_check: bool,
 }
 
 /// Reads the superblock at `offset_bytes` of a disk; `None` if it is of no kind known here.
@@ -81,13 +86,15 @@ fn ext4(block: &[u8]) -> Option<Superblock> {
         label: text(block.get(0x78..0x88)?),
         uuid: uuid(array(block, 0x68)?),
         len_bytes: blocks.checked_mul(block_bytes),
+        needs_check: u16_at(block, 0x3a) & EXT4_ERROR_FS != 0,
     })
 }
 
 fn erofs(block: &[u8]) -> Option<Superblock> {
     (u32_at(block, 0) == 0xe0f5_e1e2).then_some(())?;
     let label = text(block.get(64..80)?);
-    Some(Superblock { kind: Kind::Erofs, label, uuid: uuid(array(block, 48)?), len_bytes: None })
+    let uuid = uuid(array(block, 48)?);
+    Some(Superblock { kind: Kind::Erofs, label, uuid, len_bytes: None, needs_check: false })
 }
 
 fn squashfs(block: &[u8]) -> Option<Superblock> {
@@ -97,6 +104,7 @@ fn squashfs(block: &[u8]) -> Option<Superblock> {
         label: String::new(),
         uuid: String::new(),
         len_bytes: Some(super::le::u64_at(block, 40)),
+        needs_check: false,
     })
 }
 
@@ -119,6 +127,7 @@ fn vfat(block: &[u8]) -> Option<Superblock> {
         label: if label == "NO NAME" { String::new() } else { label },
         uuid: format!("{:04x}-{:04x}", id >> 16, id & 0xffff),
         len_bytes: None,
+        needs_check: false,
     })
 }
 
