@@ -46,6 +46,17 @@ impl FileDisk {
         Ok(Self { file, path: path.to_owned(), len_bytes })
     }
 
+    /// Opens an existing device or file for reading: writes will fail. Closing a device that was open for
+    /// writing makes udev look at it again, so who only looks uses this.
+    ///
+    /// # Errors
+    /// `Failed`, naming the path.
+    pub fn open_read_only(path: &Path) -> Result<Self> {
+        let file = sys::file::open_read(path)?;
+        let len_bytes = sys::file::len_bytes(&file).doing(|| format!("size of {}", path.display()))?;
+        Ok(Self { file, path: path.to_owned(), len_bytes })
+    }
+
     fn doing(&self, verb: &str, offset: u64) -> String {
         format!("{verb} {} at byte {offset}", self.path.display())
     }

@@ -1,1 +1,26 @@
 //! PID 1: from a kernel with an initramfs to systemd on the chosen slot.
+//!
+//! The initramfs holds this one program as `/init`, and kernel modules in `/modules` if the kernel needs any to
+//! reach its root. The steps, in order: kernel file systems and log; modules; the disk of `root=`; the last
+//! partition grown in the table; the root read-only on `/sysroot`; boot, state and data in it, checked when they
+//! cannot be mounted; ext4 grown; machine id and what must persist bound over the root; switch root; the next
+//! init.
+//!
+//! # Laws
+//! - Nothing here ends PID 1: any error or panic is shown on the console, kept on the state partition if that can
+//!   be mounted, and ends in a reboot, which the boot counter counts.
+//! - Every step may be cut and repeated; what must be durable is published by one rename.
+//! - Partitions are looked up on the disk of the root only.
+
+mod boot;
+mod data;
+mod failure;
+mod find;
+mod mounts;
+mod persist;
+mod preview;
+mod size;
+
+pub use boot::run;
+pub use preview::{Preview, preview};
+pub use size::human;

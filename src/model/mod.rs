@@ -1,7 +1,9 @@
 //! Pure values and the decisions between them: no I/O, no clock, nothing of this crate but [`crate::Error`].
 
+pub mod boot_failure;
 pub mod boot_id;
 pub mod bootplan;
+pub mod cmdline;
 pub mod device;
 pub mod digest;
 pub mod manifest;
@@ -10,8 +12,10 @@ pub mod record;
 pub mod slot;
 pub mod version;
 
+pub use boot_failure::{BOOT_FAILURE, BootFailure};
 pub use boot_id::BootId;
 pub use bootplan::{BootPlan, Trial};
+pub use cmdline::{Cmdline, RootSpec};
 pub use digest::Digest;
 pub use manifest::Manifest;
 pub use slot::Slot;

@@ -28,10 +28,33 @@ const KEPT: usize = 8 * 1024;
 /// # Errors
 /// `Failed` if it cannot be started. A child that fails or is killed is an `Outcome`, not an error.
 pub fn run(program: &Path, args: &[&str], deadline: Duration) -> Result<Outcome> {
+    run_prepared(Command::new(program), program, args, deadline)
+}
+
+/// As [`run`], with `root` as the child's root directory: `program` is a path inside it.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_in_root(root: &Path, program: &Path, args: &[&str], deadline: Duration) -> Result<Outcome> {
+    use std::os::unix::ffi::OsStrExt;
+    let mut command = Command::new(program);
+    let root = std::ffi::CString::new(root.as_os_str().as_bytes())
+        .map_err(|_| Error::failed(format!("run {}: NUL in its root", program.display())))?;
+    let enter = move || {
+        rustix::process::chroot(root.as_c_str())?;
+        rustix::process::chdir(c"/")?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec only two system calls are made, on a string that was made before.
+    unsafe { command.pre_exec(enter) };
+    run_prepared(command, program, args, deadline)
+}
+
+fn run_prepared(mut command: Command, program: &Path, args: &[&str], deadline: Duration) -> Result<Outcome> {
     let name = program.display();
     let (reader, writer) = std::io::pipe().doing(|| format!("run {name}"))?;
     let copy = writer.try_clone().doing(|| format!("run {name}"))?;
-    let mut child = Command::new(program)
+    let mut child = command
         .args(args)
         .stdin(Stdio::null())
         .stdout(writer)
@@ -39,6 +62,8 @@ pub fn run(program: &Path, args: &[&str], deadline: Duration) -> Result<Outcome>
         .process_group(0)
         .spawn()
         .doing(|| format!("run {name}"))?;
+    // It holds the writing ends of the pipe, whose end the collector waits for.
+    drop(command);
     let collector = std::thread::spawn(move || collect(reader));
     let clock = BootClock;
     let end = clock.since_boot() + deadline;

@@ -6,13 +6,19 @@
 
 pub mod clock;
 pub mod command;
+pub mod device;
 pub mod durable;
 pub mod file;
 pub mod http;
+pub mod kmsg;
 pub mod lock;
 pub mod log;
+pub mod module;
+pub mod mount;
 pub mod notify;
 pub mod out;
 pub mod power;
 pub mod process;
 pub mod random;
+pub mod switch_root;
+pub mod tree;

@@ -1,0 +1,122 @@
+//! The sequence.
+
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+
+use super::{data, failure, find, mounts, persist};
+use crate::block::{BootedDisk, ROOT_DEVICE_NOTE, label};
+use crate::config::Settings;
+use crate::model::Cmdline;
+use crate::sys::clock::{BootClock, Clock};
+use crate::sys::mount::MountFlags;
+use crate::{Result, Root, sys};
+
+const SYSROOT: &str = "/sysroot";
+/// Time that a kernel panic stays on the console.
+const PANIC_S: u32 = 5;
+
+/// Boots. Never returns: ends as the next init, or in a reboot.
+pub fn run() -> ! {
+    sys::switch_root::on_panic(|what| failure::end(&format!("panic: {what}")));
+    match boot() {
+        Ok(never) => match never {},
+        Err(e) => failure::end(&e.to_string()),
+    }
+}
+
+fn boot() -> Result<Infallible> {
+    mounts::kernel()?;
+    sys::log::install(Box::new(sys::kmsg::Kmsg::open()?), log::LevelFilter::Info);
+    log::info!("twinhull {} starts as PID 1", env!("CARGO_PKG_VERSION"));
+    sys::switch_root::restart_on_panic(PANIC_S)?;
+    let cmdline = Cmdline::parse(&sys::file::read_text(Path::new("/proc/cmdline"), 64 * 1024)?);
+
+    let disk = find_disk(&cmdline)?;
+    let sysroot = Root::new(SYSROOT);
+    sys::switch_root::make_dir(Path::new(SYSROOT))?;
+    // Before anything of the disk is mounted; if it cannot be done, the device still works with what it has.
+    let data = data::grow_partition(&disk).or_else(|e| {
+        log::warn!("{e}; the boot goes on with the old size");
+        disk.required(label::DATA).cloned()
+    })?;
+
+    mounts::root(disk.slot_partition(disk.slot())?, &cmdline, &sysroot)?;
+    let settings = Settings::load(&sysroot, None)?;
+    let state = mounts::ext4(disk.required(label::STATE)?, "/mnt/state", MountFlags::NOATIME, &sysroot)?;
+    failure::state_is_mounted(&state);
+    mounts::boot(disk.required(label::BOOT)?, &sysroot)?;
+    let data_dir = mounts::ext4(&data, "/mnt/data", MountFlags::NOATIME, &sysroot)?;
+    if let Err(e) = data::grow_file_system(&data, &data_dir) {
+        log::warn!("{e}; the boot goes on with the old size");
+    }
+
+    persist::machine_id(&sysroot)?;
+    persist::bind_all(&settings.init.persist, &sysroot)?;
+    bind_resin_data(&sysroot)?;
+
+    let next = next_init(&cmdline, &settings);
+    mounts::hand_over(&sysroot)?;
+    sys::switch_root::switch(Path::new(SYSROOT))?;
+    failure::state_is_mounted(Path::new("/mnt/state"));
+    log::info!("starting {} after {:.1} s", next.display(), BootClock.since_boot().as_secs_f32());
+    Err(sys::switch_root::become_program(&next))
+}
+
+fn find_disk(cmdline: &Cmdline) -> Result<BootedDisk> {
+    find::load_modules(Path::new("/modules"))?;
+    let spec = cmdline.root()?;
+    let patience = cmdline.rootwait().unwrap_or(find::PATIENCE);
+    let disk = find::wait_for_disk(&Root::default(), &spec, patience, &BootClock)?;
+    failure::slot_is(disk.slot());
+    if let Some(state) = disk.partition(label::STATE) {
+        failure::state_is_on(&state.device);
+    }
+    for other in &disk.also_matching {
+        log::warn!("root={spec} is also on {}; {} is used", other.display(), disk.device.display());
+    }
+    let partition = disk.slot_partition(disk.slot())?;
+    log::info!("root={spec} is {}: slot {}", partition.device.display(), disk.slot());
+    // For the running system: another disk with the same labels may be plugged in later.
+    if let Some(name) = partition.device.file_name() {
+        let note = Path::new(ROOT_DEVICE_NOTE);
+        sys::switch_root::make_dir(note.parent().unwrap_or(note))?;
+        sys::switch_root::note(note, &format!("{}\n", name.to_string_lossy()))?;
+    }
+    Ok(disk)
+}
+
+/// balenaOS shows this directory of the data partition at the root as well, if the image has a place for it.
+fn bind_resin_data(sysroot: &Root) -> Result<()> {
+    let place = sysroot.path("/resin-data");
+    if !place.is_dir() {
+        return Ok(());
+    }
+    let source = sysroot.path("/mnt/data/resin-data");
+    sys::durable::create_dir(&source)?;
+    sys::mount::bind(&source, &place)
+}
+
+/// The program that takes over: the kernel's `init=` goes first, as it would without an initramfs.
+pub(super) fn next_init(cmdline: &Cmdline, settings: &Settings) -> PathBuf {
+    let asked = cmdline.value("init").or_else(|| cmdline.value("twinhull.next")).filter(|p| !p.is_empty());
+    asked.map_or_else(|| settings.init.next.clone(), PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_names_the_next_init_before_the_settings() {
+        let settings = Settings::default();
+        for (line, expected) in [
+            ("", "/sbin/init"),
+            ("init=/bin/sh", "/bin/sh"),
+            ("init=", "/sbin/init"),
+            ("twinhull.next=/bin/other", "/bin/other"),
+            ("twinhull.next=/bin/other init=/bin/sh", "/bin/sh"),
+        ] {
+            assert_eq!(next_init(&Cmdline::parse(line), &settings), Path::new(expected), "{line}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The mounts of the running system, made under the new root.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::block::{FileDisk, FileSystemKind, Partition, probe};
+use crate::model::Cmdline;
+use crate::sys::mount::MountFlags;
+use crate::{Doing, Error, Result, Root, sys};
+
+/// A check of a large data partition on a slow card takes minutes, not more.
+const CHECK_DEADLINE: Duration = Duration::from_secs(900);
+const CHECKER: &str = "/sbin/e2fsck";
+
+/// The kernel's own file systems: source, directory, type, flags, options.
+const KERNEL: [(&str, &str, MountFlags, &str); 4] = [
+    ("proc", "/proc", NOTHING, ""),
+    ("sysfs", "/sys", NOTHING, ""),
+    ("devtmpfs", "/dev", MountFlags::NOSUID, "mode=0755"),
+    ("tmpfs", "/run", MountFlags::NOSUID.union(MountFlags::NODEV), "mode=0755"),
+];
+const NOTHING: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+/// Mounts the kernel's own file systems in the initramfs.
+///
+/// # Errors
+/// `Failed`, naming the first that cannot be mounted.
+pub(super) fn kernel() -> Result<()> {
+    for (kind, target, flags, options) in KERNEL {
+        let target = Path::new(target);
+        sys::switch_root::make_dir(target)?;
+        sys::mount::mount_if_not(kind, target, kind, flags, options)?;
+    }
+    Ok(())
+}
+
+/// Moves them into the new root.
+///
+/// # Errors
+/// `Failed`, naming the directory that the image lacks.
+pub(super) fn hand_over(sysroot: &Root) -> Result<()> {
+    // /dev last: until then /dev/kmsg can be opened by its name to tell of an error.
+    for target in ["/proc", "/sys", "/run", "/dev"] {
+        sys::mount::move_to(Path::new(target), &sysroot.path(target))?;
+    }
+    Ok(())
+}
+
+/// Mounts the root read-only: as `rootfstype=` says, else as its superblock says, else whatever fits.
+///
+/// # Errors
+/// `Failed`, with what each file system said.
+pub(super) fn root(partition: &Partition, cmdline: &Cmdline, sysroot: &Root) -> Result<()> {
+    let options = cmdline.value("rootflags").unwrap_or("");
+    let mut errors = Vec::new();
+    for kind in root_kinds(cmdline.value("rootfstype"), partition.file_system.as_ref().map(|s| s.kind)) {
+        match sys::mount::mount(&partition.device, &sysroot.path("/"), kind, MountFlags::RDONLY, options) {
+            Ok(()) => return Ok(()),
+            Err(e) => errors.push(e.to_string()),
+        }
+    }
+    Err(Error::failed(errors.join("; ")).within(format!("root {}", partition.label)))
+}
+
+fn root_kinds(asked: Option<&str>, probed: Option<FileSystemKind>) -> Vec<&str> {
+    match (asked, probed) {
+        (Some(list), _) => list.split(',').collect(),
+        (None, Some(kind)) => vec![kind.name()],
+        (None, None) => vec!["ext4", "squashfs", "erofs"],
+    }
+}
+
+/// Mounts the boot partition.
+///
+/// # Errors
+/// `Failed`, naming device and directory.
+pub(super) fn boot(partition: &Partition, sysroot: &Root) -> Result<()> {
+    let flags = NOTHING.union(MountFlags::NOATIME);
+    // `flush` starts writing as soon as a file is closed: FAT has no journal, so nothing should wait in memory.
+    sys::mount::mount(&partition.device, &sysroot.path("/mnt/boot"), "vfat", flags, "flush")
+        .doing(|| partition.label.clone())
+}
+
+/// Mounts an ext4 partition at a directory of the root; checks it first if it is marked as damaged, and after a
+/// failure, with the root's own `e2fsck -p`, which changes only what is safe to change.
+///
+/// # Errors
+/// `Failed`, with what the kernel and the checker said.
+pub(super) fn ext4(partition: &Partition, at: &str, flags: MountFlags, sysroot: &Root) -> Result<PathBuf> {
+    let target = sysroot.path(at);
+    let doing = || partition.label.clone();
+    let try_once = || sys::mount::mount(&partition.device, &target, "ext4", flags, "");
+    if marked_damaged(partition) {
+        log::warn!("{}: the file system is marked as damaged", partition.label);
+        check(partition, sysroot).doing(doing)?;
+        try_once().doing(doing)?;
+    } else if let Err(e) = try_once() {
+        log::warn!("{}: {e}", partition.label);
+        check(partition, sysroot).doing(doing)?;
+        try_once().doing(doing)?;
+    }
+    Ok(target)
+}
+
+fn marked_damaged(partition: &Partition) -> bool {
+    // Read again through the partition's own device: the kernel keeps another cache for the whole disk.
+    let superblock =
+        FileDisk::open_read_only(&partition.device).and_then(|mut d| probe(&mut d, 0, partition.len_bytes));
+    superblock.ok().flatten().is_some_and(|s| s.needs_check)
+}
+
+/// Runs the root's file system checker with the device nodes in its reach.
+fn check(partition: &Partition, sysroot: &Root) -> Result<()> {
+    let dev = sysroot.path("/dev");
+    sys::mount::bind(Path::new("/dev"), &dev)?;
+    let device = partition.device.to_string_lossy();
+    let outcome =
+        sys::command::run_in_root(&sysroot.path("/"), Path::new(CHECKER), &["-p", &device], CHECK_DEADLINE);
+    sys::mount::detach(&dev)?;
+    let outcome = outcome?;
+    for line in outcome.output.lines() {
+        log::info!("e2fsck: {line}");
+    }
+    // 1 and 2: repaired. e2fsck asks for a reboot with 2 only for a mounted root.
+    if matches!(outcome.ending.as_str(), "exit 0" | "exit 1" | "exit 2") {
+        return Ok(());
+    }
+    let last = outcome.output.lines().last().unwrap_or("no output");
+    Err(Error::failed(format!("{CHECKER} -p {device}: {}: {last}", outcome.ending)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_then_the_superblock_then_a_guess_name_the_roots_type() {
+        for (asked, probed, expected) in [
+            (Some("erofs"), Some(FileSystemKind::Ext4), vec!["erofs"]),
+            (Some("ext4,squashfs"), None, vec!["ext4", "squashfs"]),
+            (None, Some(FileSystemKind::Squashfs), vec!["squashfs"]),
+            (None, None, vec!["ext4", "squashfs", "erofs"]),
+        ] {
+            assert_eq!(root_kinds(asked, probed), expected);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What outlives an update although the root is read-only: kept on the state partition, bound over the root.
+
+use std::path::{Component, Path, PathBuf};
+
+use crate::{Doing, Error, Result, Root, sys};
+
+/// Where copies are kept, as a path of the host; balenaOS's name.
+pub(super) const OVERLAY: &str = "/mnt/state/root-overlay";
+const MACHINE_ID: &str = "/mnt/state/machine-id";
+
+/// Binds the kept copy of each path over the root's own. On the first boot the copy is made from the image.
+///
+/// # Errors
+/// `Failed`, naming the path: not absolute, not in the image, or not to be copied or bound.
+pub(super) fn bind_all(paths: &[PathBuf], sysroot: &Root) -> Result<()> {
+    for path in paths {
+        let doing = || format!("keep {}", path.display());
+        let kept = keep(path, sysroot).doing(doing)?;
+        sys::mount::bind(&kept, &sysroot.path(path)).doing(doing)?;
+    }
+    Ok(())
+}
+
+/// Makes the kept copy of a path, if there is none, and says where it is. Cut anywhere, the copy is there whole
+/// or not at all.
+fn keep(path: &Path, sysroot: &Root) -> Result<PathBuf> {
+    let plain = path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    let (true, true, Some(name)) = (path.is_absolute(), plain, path.file_name()) else {
+        return Err(Error::failed("init.persist: expected an absolute path without '..'"));
+    };
+    let kept = sysroot.path(Path::new(OVERLAY).join(path.strip_prefix("/").unwrap_or(path)));
+    if kept.symlink_metadata().is_ok() {
+        return Ok(kept);
+    }
+    let own = sysroot.path(path);
+    if !own.exists() {
+        return Err(Error::failed("the image has no such file or directory to bind over"));
+    }
+    let parent = kept.parent().unwrap_or(&kept);
+    sys::durable::create_dir(parent)?;
+    let mut unfinished = std::ffi::OsString::from(".");
+    unfinished.push(name);
+    unfinished.push(".new");
+    let unfinished = parent.join(unfinished);
+    // Left by a cut: never trusted.
+    sys::tree::remove(&unfinished)?;
+    sys::tree::copy(&own, &unfinished)?;
+    sys::tree::publish(&unfinished, &kept)?;
+    Ok(kept)
+}
+
+/// Gives the device its machine id, made once, and binds it over the image's empty file.
+///
+/// # Errors
+/// `Failed` if it cannot be kept, or the image has no `/etc/machine-id`.
+pub(super) fn machine_id(sysroot: &Root) -> Result<()> {
+    let kept = ensure_machine_id(sysroot).doing(|| "machine id")?;
+    sys::mount::bind(&kept, &sysroot.path("/etc/machine-id")).doing(|| "machine id")
+}
+
+fn ensure_machine_id(sysroot: &Root) -> Result<PathBuf> {
+    let path = sysroot.path(MACHINE_ID);
+    match sys::file::read_if_exists(&path, 4096)? {
+        Some(text) if is_machine_id(&text) => return Ok(path),
+        Some(_) => log::warn!("{}: not 32 hex digits; the device gets a new machine id", path.display()),
+        None => log::info!("first boot: the device gets a machine id"),
+    }
+    sys::durable::replace(&path, format!("{}\n", sys::random::hex(16)?).as_bytes(), 0o444)?;
+    Ok(path)
+}
+
+/// Source: machine-id(5).
+fn is_machine_id(text: &[u8]) -> bool {
+    let digits = text.strip_suffix(b"\n").unwrap_or(text);
+    digits.len() == 32
+        && digits.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        && digits.iter().any(|b| *b != b'0')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::new(dir.path());
+        for d in ["/mnt/state", "/etc/ssh/keys"] {
+            sys::durable::create_dir(&root.path(d)).unwrap();
+        }
+        sys::durable::replace(&root.path("/etc/hostname"), b"image\n", 0o644).unwrap();
+        sys::durable::replace(&root.path("/etc/ssh/keys/one"), b"1", 0o600).unwrap();
+        (dir, root)
+    }
+
+    fn read(root: &Root, path: &str) -> String {
+        sys::file::read_text(&root.path(path), 100).unwrap()
+    }
+
+    #[test]
+    fn first_boot_copies_the_images_content_and_later_ones_keep_the_devices() {
+        let (_dir, root) = host();
+        keep(Path::new("/etc/hostname"), &root).unwrap();
+        keep(Path::new("/etc/ssh"), &root).unwrap();
+        assert_eq!(read(&root, "/mnt/state/root-overlay/etc/hostname"), "image");
+        assert_eq!(read(&root, "/mnt/state/root-overlay/etc/ssh/keys/one"), "1");
+
+        sys::durable::replace(&root.path("/mnt/state/root-overlay/etc/hostname"), b"mine\n", 0o644).unwrap();
+        keep(Path::new("/etc/hostname"), &root).unwrap();
+        assert_eq!(read(&root, "/mnt/state/root-overlay/etc/hostname"), "mine");
+    }
+
+    #[test]
+    fn a_copy_that_was_cut_is_made_again() {
+        let (_dir, root) = host();
+        let cut = root.path("/mnt/state/root-overlay/etc/.ssh.new/keys");
+        sys::durable::create_dir(&cut).unwrap();
+        keep(Path::new("/etc/ssh"), &root).unwrap();
+        assert_eq!(read(&root, "/mnt/state/root-overlay/etc/ssh/keys/one"), "1");
+        assert!(!root.path("/mnt/state/root-overlay/etc/.ssh.new").exists());
+    }
+
+    #[test]
+    fn paths_that_lead_elsewhere_are_refused() {
+        let (_dir, root) = host();
+        for path in ["etc/hostname", "/etc/../etc/hostname", "/", "/no/such/file"] {
+            assert!(keep(Path::new(path), &root).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn machine_id_is_made_once() {
+        let (_dir, root) = host();
+        ensure_machine_id(&root).unwrap();
+        let id = read(&root, MACHINE_ID);
+        assert!(is_machine_id(id.as_bytes()), "{id}");
+        ensure_machine_id(&root).unwrap();
+        assert_eq!(read(&root, MACHINE_ID), id);
+    }
+
+    #[test]
+    fn damaged_machine_ids_are_replaced() {
+        for damaged in ["", "abc", "00000000000000000000000000000000", "0123456789ABCDEF0123456789ABCDEF"] {
+            let (_dir, root) = host();
+            sys::durable::replace(&root.path(MACHINE_ID), damaged.as_bytes(), 0o444).unwrap();
+            ensure_machine_id(&root).unwrap();
+            assert!(is_machine_id(read(&root, MACHINE_ID).as_bytes()));
+        }
+    }
+}
