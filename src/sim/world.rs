@@ -194,8 +194,14 @@ pub struct World {
     media: Shared,
     power: Power,
     behaviour: Behaviour,
+    /// Whoever operates the device installs once more over the armed system, before the reboot.
+    impatient: bool,
     boots: u32,
     armed: bool,
+    /// A boot of the new system was counted since the last install began.
+    tried: bool,
+    /// The target was written to since the last install began, and not yet armed.
+    writing: bool,
 }
 
 /// What stops a process or a boot.
@@ -205,13 +211,16 @@ enum Stop {
 }
 
 impl World {
-    pub fn new(behaviour: Behaviour) -> Self {
+    pub fn new(behaviour: Behaviour, impatient: bool) -> Self {
         Self {
             media: Rc::new(RefCell::new(Media::new())),
             power: Power::default(),
             behaviour,
+            impatient,
             boots: 0,
             armed: false,
+            tried: false,
+            writing: false,
         }
     }
 
@@ -293,6 +302,7 @@ impl World {
         if let Some(counted) = choice.save {
             self.power.step().map_err(|_| Stop::Interrupted)?;
             self.media.borrow_mut().env = counted;
+            self.tried = true;
         }
         let content = self.media.borrow().slots[choice.slot as usize].clone();
         let known = [(1, Behaviour::Good), (2, self.behaviour), (3, Behaviour::Good)];
@@ -324,6 +334,7 @@ impl World {
             }
             Next::Nothing => {
                 let last = machine.journal.load().map_err(stop)?.last.map(|l| l.result);
+                self.check_told(last)?;
                 let settled = matches!(last, Some(Outcome::Committed | Outcome::RolledBack));
                 if settled || *installs_left == 0 {
                     return Ok(false);
@@ -331,9 +342,23 @@ impl World {
                 // Whoever operates the device asks again when an install was cut short, not when it was rolled back.
                 *installs_left -= 1;
                 self.install(machine, 2, self.behaviour).map_err(stop)?;
+                if std::mem::take(&mut self.impatient) {
+                    self.install(self.machine(booted), 2, self.behaviour).map_err(stop)?;
+                }
                 Ok(true)
             }
         }
+    }
+
+    /// The journal tells the truth about what was cut short.
+    fn check_told(&mut self, last: Option<Outcome>) -> std::result::Result<(), Stop> {
+        if std::mem::take(&mut self.tried) && last == Some(Outcome::Abandoned) {
+            return Err(Stop::Violation("the new system was tried, but the journal says abandoned".into()));
+        }
+        if std::mem::take(&mut self.writing) && last != Some(Outcome::Abandoned) {
+            return Err(Stop::Violation(format!("writing was cut short, but the journal says {last:?}")));
+        }
+        Ok(())
     }
 
     fn install(
@@ -347,13 +372,18 @@ impl World {
             Image { len_bytes: content.len() as u64, digest: Digest(Sha256::digest(&content).into()) };
         let mut disk =
             SlotDisk { media: self.media.clone(), power: self.power.clone(), slot: !machine.booted };
-        Install::begin(&mut machine, release(version), image)?
+        self.tried = false;
+        self.writing = false;
+        let begun = Install::begin(&mut machine, release(version), image)?;
+        self.writing = true;
+        begun
             .write(&mut disk, |disk| {
                 content.chunks(BLOCK).enumerate().try_for_each(|(i, b)| disk.write_at((i * BLOCK) as u64, b))
             })?
             .read_back(&mut disk, |_| ())?
             .arm(TRIES, Before::default())?;
         self.armed = true;
+        self.writing = false;
         Ok(())
     }
 
