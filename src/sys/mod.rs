@@ -14,3 +14,5 @@ pub mod out;
 pub mod power;
 pub mod process;
 pub mod random;
+pub mod termination;
+pub mod unix_socket;
