@@ -1,12 +1,160 @@
 //! `twinhull supervisor`
 
-use crate::cli::{Command, Context};
-use crate::{Error, Result};
+use serde_json::json;
 
-pub(super) const COMMAND: Command = Command { name: "supervisor", summary: "", help: HELP, run };
+use crate::cli::{Command, Context, usage};
+use crate::engine::supervisor::{self, Record, SupervisorHealth};
+use crate::engine::{Container, Engine};
+use crate::sys::termination::Termination;
+use crate::{Error, Result, sys};
 
-const HELP: &str = "twinhull supervisor\n";
+pub(super) const COMMAND: Command = Command {
+    name: "supervisor",
+    summary: "keep the supervisor container running, or show it",
+    help: HELP,
+    run,
+};
 
-fn run(_parser: lexopt::Parser, _context: &Context) -> Result<u8> {
-    Err(Error::failed("not built yet"))
+const HELP: &str = "\
+twinhull supervisor: keep the supervisor container running, or show it
+
+Usage: twinhull supervisor run
+       twinhull supervisor status [--json]
+
+run     Stays, as a systemd service of Type=notify: waits for the container engine, loads the supervisor's
+        image from the archives (supervisor.archives) if the engine lacks it, and keeps the container
+        balena_supervisor as balenaOS would have made it: kept, started, or replaced where it differs. A
+        container that ends is started again, ever more slowly in a crash loop (1 s to 60 s; ten good minutes
+        end it). One that its image's HEALTHCHECK calls unhealthy for supervisor.unhealthy_s is started again.
+        An engine that hangs or goes away is waited for. READY=1 is sent when the container runs, WATCHDOG=1
+        while it works, so the unit wants TimeoutStartSec=infinity and WatchdogSec=180. SIGTERM stops the
+        container, killed after 10 s, and ends with 0.
+
+status  Says whether the container runs, how healthy it is, from which image, how often it was started again
+        since boot, and what keeps it from running. Exit 0 if it runs and is not known to be unhealthy, else 1.
+
+Which image: SUPERVISOR_IMAGE in supervisor.conf (supervisor.conf, or supervisor.default_conf if that is
+missing or damaged).
+";
+
+fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
+    let mut words = Vec::new();
+    while let Some(arg) = parser.next().map_err(usage("supervisor"))? {
+        match arg {
+            lexopt::Arg::Value(word) => words.push(word.to_string_lossy().into_owned()),
+            other => return Err(usage("supervisor")(other.unexpected())),
+        }
+    }
+    match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["run"] => watch(context),
+        ["status"] => status(context),
+        [] => Err(Error::usage("supervisor: run or status? See `twinhull supervisor --help`")),
+        [first, ..] => {
+            Err(Error::usage(format!("supervisor: no command {first:?}; see `twinhull supervisor --help`")))
+        }
+    }
+}
+
+fn watch(context: &Context) -> Result<u8> {
+    // First of all, so that a request to end is never lost.
+    let termination = Termination::catch()?;
+    let settings = context.settings()?;
+    if !settings.supervisor.enabled || !settings.engine.enabled {
+        sys::notify::notify("READY=1");
+        log::info!("supervisor: none belongs on this host (supervisor.enabled or engine.enabled is false)");
+        return Ok(0);
+    }
+    supervisor::watch(&settings, &context.root, &termination)?;
+    Ok(0)
+}
+
+/// What can be said without an engine is said without one.
+fn status(context: &Context) -> Result<u8> {
+    let settings = context.settings()?;
+    if !settings.supervisor.enabled || !settings.engine.enabled {
+        sys::out::line(&if context.json {
+            json!({ "enabled": false }).to_string()
+        } else {
+            "supervisor: none belongs on this host (supervisor.enabled or engine.enabled is false)".into()
+        });
+        return Ok(0);
+    }
+    let record = Record::load(&context.root)?;
+    let looked = Engine::connect(&settings.engine, &context.root).and_then(|engine| {
+        let container = engine.container(supervisor::NAME)?;
+        Ok((engine, container))
+    });
+    let (engine, container) = match looked {
+        Ok(both) => both,
+        Err(e) if context.json => {
+            let said =
+                json!({ "enabled": true, "state": "unknown", "error": e.to_string(), "watcher": record });
+            sys::out::line(&said.to_string());
+            return Ok(1);
+        }
+        Err(e) => return Err(e.within("supervisor status")),
+    };
+    let health = SupervisorHealth::of(container.as_ref());
+    sys::out::line(&if context.json {
+        as_json(&engine, container.as_ref(), &health, &record).to_string()
+    } else {
+        as_text(&engine, container.as_ref(), &health, &record)
+    });
+    let well = health.is_good() || health == SupervisorHealth::Starting;
+    Ok(u8::from(!well))
+}
+
+fn as_json(
+    engine: &Engine,
+    container: Option<&Container>,
+    health: &SupervisorHealth,
+    record: &Record,
+) -> serde_json::Value {
+    json!({
+        "enabled": true,
+        "state": health.word(),
+        "detail": health.to_string(),
+        "container": container.map(|c| json!({
+            "id": c.id,
+            "image": c.config.image,
+            "image_id": c.image,
+            "started_at": c.state.started_at,
+            "exit_code": c.state.exit_code,
+            "oom_killed": c.state.oom_killed,
+        })),
+        "engine": {
+            "version": engine.version(),
+            "api": engine.api().to_string(),
+            "socket": engine.socket().display().to_string(),
+        },
+        "watcher": record,
+    })
+}
+
+fn as_text(
+    engine: &Engine,
+    container: Option<&Container>,
+    health: &SupervisorHealth,
+    record: &Record,
+) -> String {
+    let mut text = format!("supervisor:  {health}\n");
+    if let Some(c) = container {
+        let oom = if c.state.oom_killed { " (killed: out of memory)" } else { "" };
+        text.push_str(&format!(
+            "container:   {} {}{oom}\n",
+            supervisor::NAME,
+            c.id.get(..12).unwrap_or(&c.id)
+        ));
+        text.push_str(&format!("image:       {} ({})\n", c.config.image, c.image));
+    }
+    let (version, api, socket) = (engine.version(), engine.api(), engine.socket().display());
+    text.push_str(&format!("engine:      {version} (API {api}) at {socket}\n"));
+    text.push_str(&format!("restarts:    {} since boot", record.restarts));
+    if let Some(why) = &record.last_restart {
+        text.push_str(&format!(", the last: {why}"));
+    }
+    if let Some(trouble) = &record.trouble {
+        text.push_str(&format!("\ntrouble:     {trouble}"));
+    }
+    text
 }

@@ -1,1 +1,30 @@
 //! THE CONTAINER ENGINE: HTTP over its Unix socket, the calls we need, and the supervisor container.
+//!
+//! One client for balenaEngine 20.10 and later, Docker, and Podman's Docker API. Laws:
+//!
+//! - every call has a deadline, and a hung engine costs that deadline and no more;
+//! - an error carries the engine's own message;
+//! - what the engine does not have (a container, an image) is `None`, not an error.
+//!
+//! [`supervisor`] decides with pure functions (`desired`, `compare`, `health`) and acts in one place (`watch`).
+
+mod api;
+mod client;
+mod container;
+mod events;
+mod image;
+mod spec;
+mod stream;
+pub mod supervisor;
+mod transport;
+mod version;
+
+#[cfg(test)]
+mod fake;
+
+pub use api::{Container, ContainerHealth, ContainerState, Image, Mount, Summary};
+pub use client::Engine;
+pub use events::{Events, Wake};
+pub use image::{OnProgress, Progress};
+pub use spec::{Bind, ContainerSpec};
+pub use version::ApiVersion;

@@ -21,4 +21,6 @@ pub mod power;
 pub mod process;
 pub mod random;
 pub mod switch_root;
+pub mod termination;
 pub mod tree;
+pub mod unix_socket;

@@ -1,0 +1,28 @@
+//! The supervisor container: what it should be, what it is, and the process that makes the two equal.
+//!
+//! Decisions are pure: [`desired`] says what the container should be, [`compare`] what is to be done about the one
+//! that exists, [`SupervisorHealth::of`] how it does, [`pace`](Pace) when it may be started again. [`watch`] acts.
+//!
+//! Source: meta-balena v8.0.2, `start-balena-supervisor` and `balena-supervisor.service`.
+
+mod compare;
+mod conf;
+mod desired;
+mod facts;
+mod health;
+mod image;
+mod pace;
+mod record;
+mod watch;
+
+pub use compare::{Action, compare};
+pub use conf::Conf;
+pub use desired::{Facts, desired};
+pub use health::{SupervisorHealth, health};
+pub use image::{Chosen, choose};
+pub use pace::Pace;
+pub use record::Record;
+pub use watch::watch;
+
+/// The container's name. Supervisors look for themselves under it.
+pub const NAME: &str = "balena_supervisor";
