@@ -8,6 +8,7 @@ pub mod clock;
 pub mod command;
 pub mod durable;
 pub mod file;
+pub mod http;
 pub mod log;
 pub mod notify;
 pub mod out;
