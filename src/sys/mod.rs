@@ -7,8 +7,10 @@
 pub mod clock;
 pub mod command;
 pub mod durable;
+pub mod fatrw;
 pub mod file;
 pub mod http;
+pub mod lock;
 pub mod log;
 pub mod notify;
 pub mod out;

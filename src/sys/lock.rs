@@ -1,0 +1,47 @@
+//! Locks between our own processes.
+
+use std::fs::{File, OpenOptions};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::{Doing, Error, Result};
+
+/// A lock that is held until it is dropped, or the process ends in whatever way.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Takes the lock `file`, at once or not at all; `None`: somebody else holds it.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn try_lock(file: &Path) -> Result<Option<Lock>> {
+    let doing = || format!("lock {}", file.display());
+    if let Some(dir) = file.parent() {
+        std::fs::create_dir_all(dir).doing(doing)?;
+    }
+    let opened = OpenOptions::new().create(true).append(true).open(file).doing(doing)?;
+    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(Lock { _file: opened })),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(Error::from(e)).doing(doing),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("run/a.lock");
+        let first = try_lock(&file).unwrap();
+        assert!(first.is_some());
+        assert!(try_lock(&file).unwrap().is_none());
+        drop(first);
+        assert!(try_lock(&file).unwrap().is_some());
+    }
+}
