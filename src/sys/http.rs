@@ -2,8 +2,11 @@
 //!
 //! TLS is rustls with ring; the certificates trusted come from the image's PEM bundle, never from this binary,
 //! where they would age with it.
+<<<<<<< HEAD
 // ureq's enums grow with its versions.
 #![allow(clippy::wildcard_enum_match_arm)]
+=======
+>>>>>>> provision
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -93,9 +96,16 @@ fn roots(settings: &HttpSettings) -> Result<Vec<Certificate<'static>>> {
 fn certificates(pem: &[u8]) -> Result<Vec<Certificate<'static>>> {
     let mut found = Vec::new();
     for item in ureq::tls::parse_pem(pem) {
+<<<<<<< HEAD
         // Keys and whatever PEM may hold besides are not trusted for anything.
         if let PemItem::Certificate(certificate) = item.map_err(|e| Error::failed(e.to_string()))? {
             found.push(certificate);
+=======
+        match item.map_err(|e| Error::failed(e.to_string()))? {
+            PemItem::Certificate(certificate) => found.push(certificate),
+            // Keys and whatever PEM may hold besides are not trusted for anything.
+            _ => {}
+>>>>>>> provision
         }
     }
     Ok(found)

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod command;
 pub mod device;
 pub mod durable;
+pub mod fatrw;
 pub mod file;
 pub mod http;
 pub mod kmsg;
