@@ -1,12 +1,31 @@
 //! `twinhull commit`
 
+use super::host::Host;
 use crate::cli::{Command, Context};
-use crate::{Error, Result};
+use crate::{Result, sys};
 
-pub(super) const COMMAND: Command = Command { name: "commit", summary: "", help: HELP, run };
+pub(super) const COMMAND: Command = Command {
+    name: "commit",
+    summary: "make the running trial permanent, whatever its health",
+    help: HELP,
+    run,
+};
 
-const HELP: &str = "twinhull commit\n";
+const HELP: &str = "\
+twinhull commit: make the running trial permanent, whatever its health
 
-fn run(_parser: lexopt::Parser, _context: &Context) -> Result<u8> {
-    Err(Error::failed("not built yet"))
+Usage: twinhull commit
+
+`twinhull resume` commits by itself when the health checks pass; this is for those who know better, or who switched the
+checks off. Exit 3 if the running slot is not on trial.
+";
+
+fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
+    if let Some(arg) = parser.next().map_err(crate::cli::usage("commit"))? {
+        return Err(crate::cli::usage("commit")(arg.unexpected()));
+    }
+    let mut host = Host::open(context)?;
+    host.machine.commit()?;
+    sys::out::line(&format!("slot {} is committed", host.machine.booted));
+    Ok(0)
 }

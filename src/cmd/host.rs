@@ -39,9 +39,10 @@ impl Host {
         let root = &context.root;
         let settings = context.settings()?;
         let disk = BootedDisk::find(root).doing(|| "disk of the running root")?;
-        let booted = disk.slot()?;
+        let booted = disk.slot();
         let (chooser, name) = open_chooser(root, &settings, &disk)?;
-        let boot_id = BootId(sys::file::read_text(&root.path("/proc/sys/kernel/random/boot_id"), SMALL_FILE_BYTES)?);
+        let boot_id =
+            BootId(sys::file::read_text(&root.path("/proc/sys/kernel/random/boot_id"), SMALL_FILE_BYTES)?);
         let journal = FileJournal::open(open_state(root)?)?;
         Ok(Self { settings, disk, machine: Machine { chooser, journal, booted, boot_id }, chooser: name })
     }

@@ -3,8 +3,10 @@
 mod bundle;
 mod commit;
 mod health;
+mod host;
 pub mod init;
 mod install;
+mod progress;
 mod provision;
 mod resume;
 mod rollback;

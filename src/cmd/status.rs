@@ -1,12 +1,168 @@
 //! `twinhull status`
 
+use serde_json::{Value, json};
+
+use super::host::{Host, os_version};
 use crate::cli::{Command, Context};
-use crate::{Error, Result};
+use crate::model::phase::Phase;
+use crate::model::record::{Ended, State};
+use crate::{Error, Result, provision, sys};
 
-pub(super) const COMMAND: Command = Command { name: "status", summary: "", help: HELP, run };
+pub(super) const COMMAND: Command = Command {
+    name: "status",
+    summary: "say which system runs, what boots next, and how the last update ended",
+    help: HELP,
+    run,
+};
 
-const HELP: &str = "twinhull status\n";
+const HELP: &str = "\
+twinhull status: say which system runs, what boots next, and how the last update ended
 
-fn run(_parser: lexopt::Parser, _context: &Context) -> Result<u8> {
-    Err(Error::failed("not built yet"))
+Usage: twinhull status [--json]
+
+Reads only. Shows the OS version and slot, the bootloader's plan (primary slot, trial and tries left), the phase that
+follows from journal and plan, how the last update ended and why, registration, and the supervisor container.
+
+Exit 1 if something that should be there is missing (the text says what, and what to do), 4 if journal and boot plan
+contradict each other, else 0.
+
+With --json: {os: {version, slot}, device: {type, arch, uuid}, boot: {chooser, primary, trial: null | {slot, tries_left}},
+phase, update: {state, last: null | {result, target, release, reason}}, provision, supervisor, problems: [..]}
+";
+
+/// What a status consists of: each part is there, or the reason why it is not.
+struct Report {
+    json: serde_json::Map<String, Value>,
+    lines: Vec<String>,
+    problems: Vec<Error>,
+}
+
+fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
+    if let Some(arg) = parser.next().map_err(crate::cli::usage("status"))? {
+        return Err(crate::cli::usage("status")(arg.unexpected()));
+    }
+    let mut report = Report { json: serde_json::Map::new(), lines: Vec::new(), problems: Vec::new() };
+    let host = Host::open(context);
+    report.os(context, host.as_ref().ok());
+    report.device(context);
+    match &host {
+        Ok(host) => report.update(host),
+        Err(e) => report.problem(e.clone()),
+    }
+    report.services(context);
+    Ok(report.print(context.json))
+}
+
+impl Report {
+    fn problem(&mut self, e: Error) {
+        // The same missing file stands behind several parts: say it once.
+        if !self.problems.contains(&e) {
+            self.problems.push(e);
+        }
+    }
+
+    fn os(&mut self, context: &Context, host: Option<&Host>) {
+        let slot = host.map(|h| h.machine.booted);
+        let version = os_version(&context.root);
+        if let (Ok(version), Some(slot)) = (&version, slot) {
+            self.lines.push(format!("OS          {version} in slot {slot}"));
+        }
+        self.json.insert("os".into(), json!({ "version": version.as_ref().ok(), "slot": slot }));
+        if let Err(e) = version {
+            self.problem(e.within("OS version"));
+        }
+    }
+
+    fn device(&mut self, context: &Context) {
+        let settings = match context.settings() {
+            Ok(settings) => settings,
+            Err(e) => return self.problem(e),
+        };
+        let arch = crate::model::device::arch();
+        let kind = provision::device_type(&context.root, &settings);
+        let status = provision::status(&context.root, &settings);
+        let uuid = status.uuid.as_deref();
+        self.lines.push(format!(
+            "Device      {} ({arch}), uuid {}",
+            kind.as_deref().unwrap_or("of unknown type"),
+            uuid.unwrap_or("not made yet")
+        ));
+        self.json.insert("device".into(), json!({ "type": kind.as_ref().ok(), "arch": arch, "uuid": uuid }));
+        self.json.insert("provision".into(), json!(status));
+        if let Err(e) = kind {
+            self.problem(e);
+        }
+    }
+
+    fn update(&mut self, host: &Host) {
+        let (record, plan, phase) = match host.machine.observe() {
+            Ok(seen) => seen,
+            Err(e) => return self.problem(e),
+        };
+        let trial = plan.trial.map_or(String::new(), |t| {
+            format!(", slot {} on trial with {} of its tries left", t.slot, t.tries_left)
+        });
+        self.lines.push(format!("Boot plan   {}: primary slot {}{trial}", host.chooser, plan.primary));
+        self.lines.push(format!("Phase       {}", explain(&phase)));
+        if let Some(last) = &record.last {
+            self.lines.push(format!("Last update {}", describe(last)));
+        }
+        let state = match &record.state {
+            State::Idle => "idle",
+            State::Installing { .. } => "installing",
+            State::Trial { .. } => "trial",
+        };
+        let boot = json!({ "chooser": host.chooser, "primary": plan.primary, "trial": plan.trial });
+        self.json.insert("boot".into(), boot);
+        self.json.insert("phase".into(), json!(phase.name()));
+        self.json.insert("update".into(), json!({ "state": state, "last": record.last }));
+        if let Phase::Inconsistent { what } = phase {
+            self.problem(Error::inconsistent(what));
+        }
+    }
+
+    fn services(&mut self, context: &Context) {
+        let Ok(settings) = context.settings() else { return };
+        if !settings.supervisor.enabled {
+            return;
+        }
+        let (line, json) = super::supervisor::report(context, &settings);
+        self.lines.push(format!("Supervisor  {line}"));
+        self.json.insert("supervisor".into(), json);
+    }
+
+    fn print(mut self, as_json: bool) -> u8 {
+        let problems: Vec<_> = self.problems.iter().map(ToString::to_string).collect();
+        if as_json {
+            self.json.insert("problems".into(), json!(problems));
+            sys::out::line(&Value::Object(self.json).to_string());
+        } else {
+            self.lines.extend(problems.iter().map(|p| format!("Problem     {p}")));
+            sys::out::line(&self.lines.join("\n"));
+        }
+        self.problems.iter().map(|e| e.kind().exit_code()).max().unwrap_or(0)
+    }
+}
+
+fn explain(phase: &Phase) -> String {
+    let meaning = match phase {
+        Phase::Steady => "no update is under way".to_owned(),
+        Phase::InstallInterrupted => "an install was cut short; install again".to_owned(),
+        Phase::StrayTrial => {
+            "a trial is armed that no journal knows; `twinhull resume` disarms it".to_owned()
+        }
+        Phase::ReadyToReboot => "the new system is armed; reboot to try it".to_owned(),
+        Phase::TrialFailed { why, .. } => why.clone(),
+        Phase::OnTrial { tries_left } => {
+            format!("the new system runs on trial; health checks decide ({tries_left} more tries)")
+        }
+        Phase::Condemned { why } => format!("this system is about to be left: {why}"),
+        Phase::CommitLanded => "committed; the journal follows with `twinhull resume`".to_owned(),
+        Phase::Inconsistent { what } => what.clone(),
+    };
+    format!("{}: {meaning}", phase.name())
+}
+
+fn describe(last: &Ended) -> String {
+    format!("{} of slot {}: {}: {}", last.release.version, last.target, last.result, last.reason)
 }

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::cli::{Command, Context, usage};
+use crate::config::Settings;
 use crate::engine::supervisor::{self, Record, SupervisorHealth};
 use crate::engine::{Container, Engine};
 use crate::sys::termination::Termination;
@@ -68,40 +69,85 @@ fn watch(context: &Context) -> Result<u8> {
     Ok(0)
 }
 
-/// What can be said without an engine is said without one.
-fn status(context: &Context) -> Result<u8> {
-    let settings = context.settings()?;
+/// The supervisor as it was found.
+enum Found {
+    /// None belongs on this host.
+    Disabled,
+    /// The engine does not tell.
+    Unknown(Error, Record),
+    /// The container, or that there is none.
+    Container(Box<(Engine, Option<Container>, SupervisorHealth)>, Record),
+}
+
+const DISABLED: &str = "none belongs on this host (supervisor.enabled or engine.enabled is false)";
+
+fn find(context: &Context, settings: &Settings) -> Result<Found> {
     if !settings.supervisor.enabled || !settings.engine.enabled {
-        sys::out::line(&if context.json {
-            json!({ "enabled": false }).to_string()
-        } else {
-            "supervisor: none belongs on this host (supervisor.enabled or engine.enabled is false)".into()
-        });
-        return Ok(0);
+        return Ok(Found::Disabled);
     }
     let record = Record::load(&context.root)?;
     let looked = Engine::connect(&settings.engine, &context.root).and_then(|engine| {
         let container = engine.container(supervisor::NAME)?;
-        Ok((engine, container))
+        let health = SupervisorHealth::of(container.as_ref());
+        Ok(Box::new((engine, container, health)))
     });
-    let (engine, container) = match looked {
-        Ok(both) => both,
-        Err(e) if context.json => {
-            let said =
-                json!({ "enabled": true, "state": "unknown", "error": e.to_string(), "watcher": record });
-            sys::out::line(&said.to_string());
-            return Ok(1);
+    Ok(match looked {
+        Ok(found) => Found::Container(found, record),
+        Err(e) => Found::Unknown(e, record),
+    })
+}
+
+impl Found {
+    fn json(&self) -> serde_json::Value {
+        match self {
+            Self::Disabled => json!({ "enabled": false }),
+            Self::Unknown(e, record) => {
+                json!({ "enabled": true, "state": "unknown", "error": e.to_string(), "watcher": record })
+            }
+            Self::Container(found, record) => as_json(&found.0, found.1.as_ref(), &found.2, record),
         }
-        Err(e) => return Err(e.within("supervisor status")),
-    };
-    let health = SupervisorHealth::of(container.as_ref());
-    sys::out::line(&if context.json {
-        as_json(&engine, container.as_ref(), &health, &record).to_string()
-    } else {
-        as_text(&engine, container.as_ref(), &health, &record)
-    });
-    let well = health.is_good() || health == SupervisorHealth::Starting;
-    Ok(u8::from(!well))
+    }
+}
+
+/// One line and the JSON object for `twinhull status`.
+pub(super) fn report(context: &Context, settings: &Settings) -> (String, serde_json::Value) {
+    match find(context, settings) {
+        Ok(found) => {
+            let line = match &found {
+                Found::Disabled => DISABLED.to_owned(),
+                Found::Unknown(e, _) => format!("unknown: {e}"),
+                Found::Container(found, _) => found.2.to_string(),
+            };
+            (line, found.json())
+        }
+        Err(e) => {
+            (format!("unknown: {e}"), json!({ "enabled": true, "state": "unknown", "error": e.to_string() }))
+        }
+    }
+}
+
+fn status(context: &Context) -> Result<u8> {
+    let found = find(context, &context.settings()?)?;
+    if context.json {
+        sys::out::line(&found.json().to_string());
+    }
+    match found {
+        Found::Disabled if context.json => Ok(0),
+        Found::Disabled => {
+            sys::out::line(&format!("supervisor: {DISABLED}"));
+            Ok(0)
+        }
+        Found::Unknown(..) if context.json => Ok(1),
+        Found::Unknown(e, _) => Err(e.within("supervisor status")),
+        Found::Container(found, record) => {
+            let (engine, container, health) = *found;
+            if !context.json {
+                sys::out::line(&as_text(&engine, container.as_ref(), &health, &record));
+            }
+            let well = health.is_good() || health == SupervisorHealth::Starting;
+            Ok(u8::from(!well))
+        }
+    }
 }
 
 fn as_json(

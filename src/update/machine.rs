@@ -3,7 +3,7 @@
 use super::JournalStore;
 use crate::boot::BootChooser;
 use crate::model::phase::{Observed, Phase, classify};
-use crate::model::record::{Ended, Outcome, Record, Release, State};
+use crate::model::record::{Before, Ended, Outcome, Record, Release, State};
 use crate::model::{BootId, BootPlan, Slot};
 use crate::{Error, Result};
 
@@ -168,6 +168,14 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
         self.journal.store(&Record::ended(Ended { result, target, release, reason }))
     }
 
+    /// Whether an armed system only waits for the reboot.
+    ///
+    /// # Errors
+    /// As [`Machine::observe`].
+    pub fn waits_for_reboot(&self) -> Result<bool> {
+        Ok(self.observe()?.2 == Phase::ReadyToReboot)
+    }
+
     /// Whether `release` is armed and only waits for the reboot.
     ///
     /// # Errors
@@ -176,5 +184,16 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
         let (record, _, phase) = self.observe()?;
         Ok(phase == Phase::ReadyToReboot
             && matches!(record.state, State::Trial { release: armed, .. } if armed == *release))
+    }
+
+    /// What was true before the update that is on trial; nothing without one.
+    ///
+    /// # Errors
+    /// `Failed` if the journal cannot be read.
+    pub fn before(&self) -> Result<Before> {
+        Ok(match self.journal.load()?.state {
+            State::Trial { before, .. } => before,
+            State::Idle | State::Installing { .. } => Before::default(),
+        })
     }
 }

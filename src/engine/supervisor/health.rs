@@ -65,6 +65,14 @@ impl SupervisorHealth {
         }
     }
 
+    /// Whether the container runs, whatever its health check says.
+    pub const fn runs(&self) -> bool {
+        match self {
+            Self::Healthy | Self::Running | Self::Starting | Self::Unhealthy { .. } => true,
+            Self::Missing | Self::Stopped { .. } => false,
+        }
+    }
+
     /// One word for programs.
     pub const fn word(&self) -> &'static str {
         match self {
