@@ -65,10 +65,11 @@ pub fn keygen(public: &Path, secret: &Path) -> Result<()> {
     }
     let said = |e: minisign::PError| Error::failed(e.to_string()).within("make a key pair");
     let pair = minisign::KeyPair::generate_unencrypted_keypair().map_err(said)?;
-    let secret_text = pair.sk.to_box(None).map_err(said)?.into_string();
+    let secret_text =
+        pair.sk.to_box(Some("minisign secret key without a password")).map_err(said)?.into_string();
     let public_text = pair.pk.to_box().map_err(said)?.into_string();
-    sys::durable::replace(secret, secret_text.as_bytes(), 0o600)?;
-    sys::durable::replace(public, public_text.as_bytes(), 0o644)
+    sys::durable::replace(public, public_text.as_bytes(), 0o644)?;
+    sys::durable::replace(secret, secret_text.as_bytes(), 0o600)
 }
 
 /// A signature made elsewhere over the manifest of `bundle`, seen to be one of the key in the file `public`.

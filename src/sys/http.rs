@@ -61,7 +61,7 @@ pub fn agent(settings: &HttpSettings) -> Result<ureq::Agent> {
 /// What went wrong with a request, in words for a person, without the URL.
 pub fn reason(error: &ureq::Error) -> String {
     let io = match error {
-        ureq::Error::HostNotFound => return "no such host; check the address and the network".into(),
+        ureq::Error::HostNotFound => return "no such host".into(),
         ureq::Error::Timeout(ureq::Timeout::PerRead | ureq::Timeout::PerWrite) => {
             return "the server stopped answering".into();
         }
@@ -72,6 +72,8 @@ pub fn reason(error: &ureq::Error) -> String {
     match io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(why)) => format!("the server's certificate: {why}"),
         Some(tls) => format!("TLS: {tls}"),
+        // The standard library's words for a name that the resolver does not know.
+        None if io.to_string().starts_with("failed to lookup") => "no such host".into(),
         None => io.to_string(),
     }
 }
