@@ -79,9 +79,6 @@ fn get(url: &str, settings: &HttpSettings) -> Result<Source> {
     }
     let body = response.into_body();
     let len_bytes = body.content_length();
-    if len_bytes == Some(0) {
-        return Err(Error::failed("the server sent an empty file; see that the bundle was put there whole"));
-    }
     let from = Body {
         from: Box::new(body.into_with_config().limit(u64::MAX).reader()),
         position: 0,
