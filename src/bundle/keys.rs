@@ -118,7 +118,7 @@ impl Keys {
         let mut signed: Vec<&Key> = Vec::new();
         for signature in signatures {
             for key in self.keys.iter().filter(|k| k.id == signature.id) {
-                key.key.verify(message, &signature.signature, false).map_err(|e| misfit(key.id, &e))?;
+                signature.check_fits(&key.key, message)?;
                 if !signed.iter().any(|k| k.point == key.point) {
                     signed.push(key);
                 }
@@ -195,6 +195,14 @@ impl Signature {
         let signature = minisign_verify::Signature::decode(text).map_err(|_| wrong())?;
         let id = bytes.get(2..10).and_then(|id| id.try_into().ok()).ok_or_else(wrong)?;
         Ok(Self { id: KeyId::from_le_bytes(id), text: text.to_owned(), signature })
+    }
+
+    /// Checks that `key` made it, over `message`.
+    ///
+    /// # Errors
+    /// `Failed` if not.
+    pub fn check_fits(&self, key: &minisign_verify::PublicKey, message: &[u8]) -> Result<()> {
+        key.verify(message, &self.signature, false).map_err(|e| misfit(self.id, &e))
     }
 
     /// The key that is said to have made it.

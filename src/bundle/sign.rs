@@ -5,13 +5,28 @@ use std::io::{self, BufReader, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::keys::{Keys, SIGNATURE_LIMIT_BYTES, Signature};
 use super::{Bundle, pack};
 use crate::model::Manifest;
 use crate::{Doing, Error, Result, sys};
 
 /// A secret key that is ready to sign.
-pub struct Signer(minisign::SecretKey);
+pub struct Signer {
+    secret: minisign::SecretKey,
+    /// The public half, out of the same file.
+    public: minisign_verify::PublicKey,
+}
+
+/// Length of a secret key's bytes, and where its key number, its public half and its checksum are: "Ed", "Sc" or
+/// two zero bytes, "B2", salt (32 bytes), two limits (16), key number (8), secret and public half (32 each),
+/// checksum (32). Source: minisign's "Secret key format".
+const SECRET_LEN: usize = 158;
+const KEY_NUMBER: std::ops::Range<usize> = 54..62;
+const PUBLIC_HALF: std::ops::Range<usize> = 94..126;
+const CHECKSUM: std::ops::Range<usize> = 126..158;
 
 impl Signer {
     /// Reads a secret key as `minisign -G` writes it, encrypted or (`-W`) not.
@@ -25,32 +40,49 @@ impl Signer {
         let text = sys::file::read_text(path, SIGNATURE_LIMIT_BYTES)?;
         let doing = || format!("secret key {}", path.display());
         let said = |e: minisign::PError| Error::failed(e.to_string()).within(doing());
-        let boxed = || minisign::SecretKeyBox::from_string(&text);
-        // minisign's base64 of "Ed" and then "\0\0" instead of "Sc" for a key without a password.
-        let encrypted = text.lines().nth(1).is_some_and(|l| l.starts_with("RWRTY"));
-        if !encrypted {
-            return boxed()
-                .and_then(minisign::SecretKeyBox::into_unencrypted_secret_key)
-                .map(Self)
-                .map_err(said);
+        let bytes = text.lines().nth(1).and_then(|line| STANDARD.decode(line).ok()).unwrap_or_default();
+        if bytes.len() != SECRET_LEN {
+            return Err(
+                Error::failed("not a minisign secret key (two lines: comment, base64)").within(doing())
+            );
         }
-        if password.is_none() && !sys::out::is_terminal() {
-            return Err(Error::usage(format!("{} has a password; give --password-file", path.display())));
+        let boxed = minisign::SecretKeyBox::from_string(&text).map_err(said)?;
+        let secret = if bytes.get(2..4) == Some(b"Sc") {
+            if password.is_none() && !sys::out::is_terminal() {
+                return Err(Error::usage(format!("{} has a password; give --password-file", path.display())));
+            }
+            boxed.into_secret_key(password)
+        } else if bytes.get(CHECKSUM) == Some(&[0; 32]) {
+            // minisign 0.11 -W writes no checksum, which the crate takes for damage. `sign` sees damage as well.
+            minisign::SecretKey::from_bytes(&bytes)
+        } else {
+            boxed.into_unencrypted_secret_key()
         }
-        boxed().and_then(|b| b.into_secret_key(password)).map(Self).map_err(said)
+        .map_err(said)?;
+        let public = public_half(&secret.to_bytes()).doing(doing)?;
+        Ok(Self { secret, public })
     }
 
     /// Signs a manifest's text.
     ///
     /// # Errors
-    /// `Failed` if the kernel has no random bytes.
+    /// `Failed` if the secret key turns out to be damaged, or the kernel has no random bytes.
     pub fn sign(&self, manifest: &Manifest, text: &[u8]) -> Result<Signature> {
         // Signed as well and shown by minisign -V. No time: nothing of ours depends on a clock.
         let comment = format!("file:manifest.toml\tversion:{}\thashed", manifest.version);
-        let signed = minisign::sign(None, &self.0, text, Some(&comment), None)
+        let signed = minisign::sign(None, &self.secret, text, Some(&comment), None)
             .map_err(|e| Error::failed(e.to_string()).within("sign"))?;
-        Signature::import(&signed.into_string())
+        let signature = Signature::import(&signed.into_string())?;
+        signature.check_fits(&self.public, text).doing(|| "sign: the secret key is damaged")?;
+        Ok(signature)
     }
+}
+
+fn public_half(secret: &[u8]) -> Result<minisign_verify::PublicKey> {
+    let wrong = || Error::failed("not a minisign secret key");
+    let (number, half) = secret.get(KEY_NUMBER).zip(secret.get(PUBLIC_HALF)).ok_or_else(wrong)?;
+    let text = STANDARD.encode([b"Ed", number, half].concat());
+    minisign_verify::PublicKey::from_base64(&text).map_err(|_| wrong())
 }
 
 /// Makes a pair of keys without a password, in minisign's form.
@@ -65,10 +97,11 @@ pub fn keygen(public: &Path, secret: &Path) -> Result<()> {
     }
     let said = |e: minisign::PError| Error::failed(e.to_string()).within("make a key pair");
     let pair = minisign::KeyPair::generate_unencrypted_keypair().map_err(said)?;
-    let secret_text = pair.sk.to_box(None).map_err(said)?.into_string();
+    let secret_text =
+        pair.sk.to_box(Some("minisign secret key without a password")).map_err(said)?.into_string();
     let public_text = pair.pk.to_box().map_err(said)?.into_string();
-    sys::durable::replace(secret, secret_text.as_bytes(), 0o600)?;
-    sys::durable::replace(public, public_text.as_bytes(), 0o644)
+    sys::durable::replace(public, public_text.as_bytes(), 0o644)?;
+    sys::durable::replace(secret, secret_text.as_bytes(), 0o600)
 }
 
 /// A signature made elsewhere over the manifest of `bundle`, seen to be one of the key in the file `public`.

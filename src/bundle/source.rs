@@ -49,6 +49,10 @@ impl Read for Source {
 
 fn file(path: &Path) -> Result<Source> {
     let name = path.display().to_string();
+    if !path.exists() {
+        return Err(Error::failed("no such file; give a FILE, an http(s):// URL, or - for standard input")
+            .within(name));
+    }
     let file = sys::file::open_read(path)?;
     let facts = file.metadata().doing(|| name.clone())?;
     let wrong = |text: &str| Err(Error::failed(text).within(name.clone()));
@@ -65,16 +69,16 @@ fn file(path: &Path) -> Result<Source> {
 
 fn get(url: &str, settings: &HttpSettings) -> Result<Source> {
     let agent = http::agent(settings)?;
-    let response = agent.get(url).call().map_err(|e| Error::failed(http::reason(&e)))?;
+    let response = agent
+        .get(url)
+        .call()
+        .map_err(|e| Error::failed(format!("{}; check the address and the network", http::reason(&e))))?;
     let status = response.status();
     if status != 200 {
         return Err(Error::failed(format!("the server says {status}; {}", advice(status.as_u16()))));
     }
     let body = response.into_body();
     let len_bytes = body.content_length();
-    if len_bytes == Some(0) {
-        return Err(Error::failed("the server sent an empty file; see that the bundle was put there whole"));
-    }
     let from = Body {
         from: Box::new(body.into_with_config().limit(u64::MAX).reader()),
         position: 0,
