@@ -157,7 +157,7 @@ fn what_is_no_bundle_is_an_error_that_names_it() {
     for (what, says) in [
         (empty.to_str().unwrap(), "empty"),
         (bench.dir.path().to_str().unwrap(), "is a directory"),
-        ("/nonexistent/os.bundle", "No such file"),
+        ("/nonexistent/os.bundle", "no such file"),
         (text.to_str().unwrap(), "notes.txt"),
         (&missing_url, "404"),
         ("http://127.0.0.1:1/os.bundle", "refused"),

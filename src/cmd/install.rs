@@ -74,7 +74,9 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let Some(_lock) = sys::lock::try_lock(&lock)? else {
         return Err(Error::refused("another install is under way; wait for it (`twinhull status`)"));
     };
-    let armed = install(&args, context, &mut host).doing(|| format!("install {}", args.bundle))?;
+    let http = provision::http_settings(&context.root, &host.settings)?;
+    let source = bundle::source::open(&args.bundle, &http)?;
+    let armed = install(&args, source, context, &mut host).doing(|| format!("install {}", args.bundle))?;
     let Some(armed) = armed else {
         sys::out::line("this bundle is already installed and armed; reboot to try it");
         return Ok(0);
@@ -89,10 +91,9 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
 }
 
 /// `None`: this very bundle is armed already.
-fn install(args: &Args, context: &Context, host: &mut Host) -> Result<Option<Armed>> {
+fn install(args: &Args, source: Source, context: &Context, host: &mut Host) -> Result<Option<Armed>> {
     let settings = host.settings.clone();
     let keys = Keys::load(&context.root.path(&settings.bundle.keys), settings.bundle.signatures)?;
-    let source = bundle::source::open(&args.bundle, &provision::http_settings(&context.root, &settings)?)?;
     let (slot, device, slot_len_bytes) = host.target()?;
     let total = source.len_bytes();
     let mut bundle = Bundle::open(source, &keys)?;
