@@ -152,3 +152,56 @@ pub fn add(path: &Path, sign: &pack::SignWith) -> Result<Vec<Signature>> {
     })?;
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Made with minisign 0.11 (Debian 12): `minisign -GW`. It holds no checksum.
+    const SECRET: &str = "untrusted comment: minisign encrypted secret key\n\
+        RWQAAEIyAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAANfxAE6SdvXKsTPgH4347qWReb/TJgKqdrY\
+        8SJzuaZwtKp3RJJn11PqxyY/gusW7dxe274SauHCgm0HoelWa6VdSJRrGhzBadAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n";
+
+    const MANIFEST: &str = r#"
+format = 1
+compatible = ["x"]
+arch = "amd64"
+version = "1.0.0"
+release = 0
+[[payload]]
+name = "root"
+type = "root-slot"
+size = 4096
+sha256 = "1111111111111111111111111111111111111111111111111111111111111111"
+index_sha256 = "2222222222222222222222222222222222222222222222222222222222222222"
+index_size = 128
+frames_size = 10
+"#;
+
+    fn sign_with(text: &str) -> Result<Signature> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.key");
+        sys::durable::replace(&path, text.as_bytes(), 0o600).unwrap();
+        Signer::load(&path, None)?.sign(&Manifest::parse(MANIFEST).unwrap(), MANIFEST.as_bytes())
+    }
+
+    #[test]
+    fn a_key_of_the_real_minisign_without_password_signs() {
+        assert_eq!(sign_with(SECRET).unwrap().id().to_string(), "72BD9DA41340FC35");
+    }
+
+    #[test]
+    fn a_damaged_key_never_signs() {
+        let line = SECRET.lines().nth(1).unwrap();
+        let whole = STANDARD.decode(line).unwrap();
+        // The key number is a name; the salt and the limits mean nothing without a password.
+        for byte in 62..SECRET_LEN {
+            let mut bad = whole.clone();
+            bad[byte] ^= 0x10;
+            let text = format!("untrusted comment: x\n{}\n", STANDARD.encode(bad));
+            assert!(sign_with(&text).is_err(), "byte {byte}");
+        }
+        assert!(sign_with("untrusted comment: x\n").is_err());
+        assert!(sign_with("RWQ=\nRWQ=\n").is_err());
+    }
+}

@@ -83,7 +83,7 @@ fn get(url: &str, settings: &HttpSettings) -> Result<Source> {
         from: Box::new(body.into_with_config().limit(u64::MAX).reader()),
         position: 0,
         len_bytes,
-        silence_s: settings.read_timeout.as_secs(),
+        silence_s: settings.read_timeout.as_secs_f32(),
     };
     Ok(Source { from: Box::new(from), name: String::new(), len_bytes })
 }
@@ -103,7 +103,7 @@ struct Body {
     from: Box<dyn Read>,
     position: u64,
     len_bytes: Option<u64>,
-    silence_s: u64,
+    silence_s: f32,
 }
 
 impl Read for Body {
@@ -146,6 +146,10 @@ fn without_secrets(url: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -158,5 +162,38 @@ mod tests {
             assert_eq!(without_secrets(url), name);
         }
         assert!(is_url("HTTPS://h") && !is_url("httpd.bundle") && !is_url("é"));
+    }
+
+    /// A server that says `head` to everybody, sends some bytes, and then nothing. It stays until the test ends.
+    fn silent_server(head: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(head.as_bytes()).unwrap();
+            // Until the client closes.
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        format!("http://{address}/b")
+    }
+
+    fn impatient() -> HttpSettings {
+        HttpSettings {
+            ca_bundle: "/nonexistent".into(),
+            extra_ca_pem: None,
+            connect_timeout: Duration::from_millis(500),
+            read_timeout: Duration::from_millis(300),
+        }
+    }
+
+    #[test]
+    fn a_server_that_falls_silent_is_given_up() {
+        let e = open(&silent_server(""), &impatient()).map(|_| ()).unwrap_err().to_string();
+        assert!(e.contains("/b: the server stopped answering; check"), "{e}");
+        let half = "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc";
+        let mut source = open(&silent_server(half), &impatient()).unwrap();
+        assert_eq!(source.len_bytes(), Some(1000));
+        let e = Error::from(source.read_to_end(&mut Vec::new()).unwrap_err()).to_string();
+        assert_eq!(e, "the connection broke after 3 of 1000 bytes: nothing came for 0.3 s; try again");
     }
 }
