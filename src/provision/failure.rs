@@ -108,14 +108,16 @@ impl Why {
     /// What a request without an answer means.
     pub(super) fn of_error(e: &ureq::Error) -> Self {
         let words = sys::http::reason(e);
+        if matches!(e, ureq::Error::Tls(_) | ureq::Error::Pem(_)) {
+            return Self::Tls(words);
+        }
         // ureq wraps what rustls says in an I/O error, or not, by when it happened.
-        let tls = match e {
-            ureq::Error::Io(io) => io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
-            ureq::Error::Rustls(tls) => Some(tls),
-            ureq::Error::Tls(_) | ureq::Error::Pem(_) => return Self::Tls(words),
-            // The rest has no connection, a broken one, or one that does not speak HTTP.
-            #[allow(clippy::wildcard_enum_match_arm)]
-            _ => None,
+        let tls = if let ureq::Error::Rustls(tls) = e {
+            Some(tls)
+        } else if let ureq::Error::Io(io) = e {
+            io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        } else {
+            None
         };
         match tls {
             Some(rustls::Error::InvalidCertificate(

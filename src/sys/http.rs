@@ -2,6 +2,8 @@
 //!
 //! TLS is rustls with ring; the certificates trusted come from the image's PEM bundle, never from this binary,
 //! where they would age with it.
+// ureq's enums grow with its versions.
+#![allow(clippy::wildcard_enum_match_arm)]
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -59,7 +61,7 @@ pub fn agent(settings: &HttpSettings) -> Result<ureq::Agent> {
 /// What went wrong with a request, in words for a person, without the URL.
 pub fn reason(error: &ureq::Error) -> String {
     let io = match error {
-        ureq::Error::HostNotFound => return "no such host; check the address and the network".into(),
+        ureq::Error::HostNotFound => return "no such host".into(),
         ureq::Error::Timeout(ureq::Timeout::PerRead | ureq::Timeout::PerWrite) => {
             return "the server stopped answering".into();
         }
@@ -70,6 +72,8 @@ pub fn reason(error: &ureq::Error) -> String {
     match io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(why)) => format!("the server's certificate: {why}"),
         Some(tls) => format!("TLS: {tls}"),
+        // The standard library's words for a name that the resolver does not know.
+        None if io.to_string().starts_with("failed to lookup") => "no such host".into(),
         None => io.to_string(),
     }
 }
@@ -91,10 +95,9 @@ fn roots(settings: &HttpSettings) -> Result<Vec<Certificate<'static>>> {
 fn certificates(pem: &[u8]) -> Result<Vec<Certificate<'static>>> {
     let mut found = Vec::new();
     for item in ureq::tls::parse_pem(pem) {
-        match item.map_err(|e| Error::failed(e.to_string()))? {
-            PemItem::Certificate(certificate) => found.push(certificate),
-            // Keys and whatever PEM may hold besides are not trusted for anything.
-            _ => {}
+        // Keys and whatever PEM may hold besides are not trusted for anything.
+        if let PemItem::Certificate(certificate) = item.map_err(|e| Error::failed(e.to_string()))? {
+            found.push(certificate);
         }
     }
     Ok(found)
