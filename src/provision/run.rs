@@ -202,11 +202,6 @@ impl Provisioner<'_> {
     }
 
     fn connect(&self, config: &ConfigJson, endpoint: &str) -> Result<Api> {
-        if endpoint.starts_with("http://") {
-            log::warn!(
-                "apiEndpoint is not https://: the keys of this device go over the network in the clear"
-            );
-        }
         let provision = &self.settings.provision;
         let ca_bundle = self.root.path(&provision.ca_bundle);
         Api::new(endpoint, ca_bundle, config.root_ca_pem()?, Duration::from_secs(provision.timeout_s.max(1)))
@@ -243,6 +238,9 @@ impl Provisioner<'_> {
         })?;
         if !settled {
             return Err(identity_changed());
+        }
+        if who.endpoint.starts_with("http://") {
+            log::warn!("apiEndpoint is not https://: this device's key goes over the network in the clear");
         }
         log::info!("registered as device {device_id} (uuid {}) with {}", who.uuid, who.endpoint);
         Ok(())
