@@ -1,4 +1,5 @@
 //! The direction of dependencies: who may use whom, read from the sources.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::fs;

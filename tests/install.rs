@@ -1,4 +1,6 @@
 //! `twinhull install` on a device in a directory: what it does, and above all what it refuses.
+// Tests may panic and start programs.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, clippy::cast_possible_truncation)]
 
 use std::fs;
 use std::io::{Read, Write};

@@ -200,6 +200,11 @@ impl Cloud {
         self.shared.state().plays.push_back(play);
     }
 
+    /// How many of them no request has met yet.
+    pub fn plays_left(&self) -> usize {
+        self.shared.state().plays.len()
+    }
+
     /// Puts a device there that somebody else registered.
     pub fn add_device(&self, fleet: u64, uuid: &str, key: &str) -> u64 {
         let device_type = self.shared.config.fleets.iter().find(|f| f.id == fleet);
@@ -273,8 +278,14 @@ fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
         if let Some(Play::Late(d)) = play {
             std::thread::sleep(d);
         }
+        // A file is logged with the bytes that really went out; the rest before the client can know of it, so that
+        // whoever has the answer finds it in the log.
+        let is_file = answer.file.is_some();
+        if !ours && !is_file {
+            shared.log(&request, &answer.who, Some(answer.status), answer.body.len() as u64);
+        }
         let sent = answer.send(stream, &request.method, keep);
-        if !ours {
+        if is_file {
             shared.log(&request, &answer.who, Some(answer.status), answer.sent);
         }
         sent?;
@@ -436,6 +447,7 @@ struct Answer {
     /// A part of a file instead of `body`: from the file's present position, this many bytes.
     file: Option<(File, u64)>,
     who: String,
+    /// Bytes of the file that went out.
     sent: u64,
 }
 
@@ -480,7 +492,6 @@ impl Answer {
         let bodiless = method == "HEAD" || matches!(self.status, 204 | 304);
         if !bodiless && self.file.is_none() {
             first.extend_from_slice(&self.body);
-            self.sent = len;
         }
         to.write_all(&first)?;
         if let Some((file, len)) = self.file.as_mut().filter(|_| !bodiless) {

@@ -1,21 +1,17 @@
 //! `twinhull bundle`
-// The arguments of a command line are matched by their words; what is not known is one case.
-#![allow(clippy::wildcard_enum_match_arm)]
 
 #[cfg(feature = "build-host")]
 mod make;
 
 use std::io::BufReader;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use lexopt::prelude::*;
 
 use crate::bundle::{self, Bundle, Keys, Signature, source};
 use crate::cli::{Command, Context, usage};
 use crate::model::Manifest;
-use crate::sys::http::HttpSettings;
-use crate::{Doing, Error, Result, sys};
+use crate::{Doing, Error, Result, provision, sys};
 
 pub(super) const COMMAND: Command = Command {
     name: "bundle",
@@ -96,19 +92,6 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     }
 }
 
-/// How bundles are fetched.
-///
-/// # Errors
-/// `Failed` if the settings cannot be read.
-pub(super) fn http_settings(context: &Context) -> Result<HttpSettings> {
-    Ok(HttpSettings {
-        ca_bundle: context.root.path(context.settings()?.provision.ca_bundle),
-        extra_ca_pem: None,
-        connect_timeout: Duration::from_secs(30),
-        read_timeout: Duration::from_secs(60),
-    })
-}
-
 /// What `inspect` and `verify` were given.
 struct Asked {
     what: String,
@@ -140,7 +123,7 @@ fn asked(mut parser: lexopt::Parser) -> Result<Asked> {
 fn inspect(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let asked = asked(parser)?;
     let keys = asked.keys.as_ref().map(|dir| Keys::load(dir, asked.signatures)).transpose()?;
-    let source = source::open(&asked.what, &http_settings(context)?)?;
+    let source = source::open(&asked.what, &provision::http_settings(&context.root, &context.settings()?)?)?;
     let (name, len_bytes) = (source.name().to_owned(), source.len_bytes());
     let stream = BufReader::new(source);
     let doing = || format!("bundle {name}");
@@ -202,7 +185,7 @@ fn verify(parser: lexopt::Parser, context: &Context) -> Result<u8> {
         .as_ref()
         .ok_or_else(|| Error::usage("bundle verify: --keys DIR is needed; see `twinhull bundle --help`"))?;
     let keys = Keys::load(keys, asked.signatures)?;
-    let source = source::open(&asked.what, &http_settings(context)?)?;
+    let source = source::open(&asked.what, &provision::http_settings(&context.root, &context.settings()?)?)?;
     let name = source.name().to_owned();
     let doing = || format!("bundle {name}");
     let mut bundle = Bundle::open(BufReader::with_capacity(64 * 1024, source), &keys).doing(doing)?;

@@ -1,5 +1,7 @@
 //! `twinhull install`
 
+use std::io::BufReader;
+
 use super::health;
 use super::host::{Host, os_version};
 use super::progress::Bar;
@@ -75,7 +77,7 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
         return Err(Error::refused("another install is under way; wait for it (`twinhull status`)"));
     };
     let http = provision::http_settings(&context.root, &host.settings)?;
-    let source = bundle::source::open(&args.bundle, &http)?;
+    let source = BufReader::new(bundle::source::open(&args.bundle, &http)?);
     let armed = install(&args, source, context, &mut host).doing(|| format!("install {}", args.bundle))?;
     let Some(armed) = armed else {
         sys::out::line("this bundle is already installed and armed; reboot to try it");
@@ -91,11 +93,16 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
 }
 
 /// `None`: this very bundle is armed already.
-fn install(args: &Args, source: Source, context: &Context, host: &mut Host) -> Result<Option<Armed>> {
+fn install(
+    args: &Args,
+    source: BufReader<Source>,
+    context: &Context,
+    host: &mut Host,
+) -> Result<Option<Armed>> {
     let settings = host.settings.clone();
     let keys = Keys::load(&context.root.path(&settings.bundle.keys), settings.bundle.signatures)?;
     let (slot, device, slot_len_bytes) = host.target()?;
-    let total = source.len_bytes();
+    let total = source.get_ref().len_bytes();
     let mut bundle = Bundle::open(source, &keys)?;
     let facts = facts(context, host, slot_len_bytes)?;
     bundle.manifest().check_suits(&facts, args.allow_downgrade)?;
@@ -119,7 +126,7 @@ fn install(args: &Args, source: Source, context: &Context, host: &mut Host) -> R
     Ok(Some(armed))
 }
 
-fn feed(bundle: &mut Bundle<Source>, disk: &mut FileDisk, bar: &mut Bar) -> Result<()> {
+fn feed(bundle: &mut Bundle<BufReader<Source>>, disk: &mut FileDisk, bar: &mut Bar) -> Result<()> {
     bundle.write_root(&mut |offset, bytes| disk.write_at(offset, bytes), &mut |p| bar.progress(p))
 }
 

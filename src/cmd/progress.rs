@@ -81,7 +81,7 @@ impl Bar {
             return;
         }
         self.shown = now;
-        let percent = if self.image == 0 { 100 } else { done.saturating_mul(100) / self.image };
+        let percent = done.saturating_mul(100).checked_div(self.image).unwrap_or(100);
         let text = self.describe(what, percent, now);
         sys::notify::status(&text);
         if self.json {

@@ -81,14 +81,16 @@ impl Report {
         let arch = crate::model::device::arch();
         let kind = provision::device_type(&context.root, &settings);
         let status = provision::status(&context.root, &settings);
-        let uuid = status.uuid.as_deref();
+        let uuid = status.uuid.clone();
         self.lines.push(format!(
             "Device      {} ({arch}), uuid {}",
             kind.as_deref().unwrap_or("of unknown type"),
-            uuid.unwrap_or("not made yet")
+            uuid.as_deref().unwrap_or("not made yet")
         ));
+        self.lines.push(format!("Cloud       {status}"));
         self.json.insert("device".into(), json!({ "type": kind.as_ref().ok(), "arch": arch, "uuid": uuid }));
         self.json.insert("provision".into(), json!(status));
+        status.problem.into_iter().chain(status.missing).for_each(|text| self.problem(Error::failed(text)));
         if let Err(e) = kind {
             self.problem(e);
         }

@@ -19,7 +19,7 @@ use crate::{Kind, Result};
 const PARTITIONS: Partitions = Partitions { a: 2, b: 3 };
 pub const TRIES: u8 = 3;
 const BLOCK: usize = 8;
-const IMAGE_BLOCKS: usize = 3;
+const IMAGE_BLOCKS: u8 = 3;
 
 /// How a system behaves when it is booted. Each is one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub enum Behaviour {
 }
 
 fn image_of(version: u8, behaviour: Behaviour) -> Vec<u8> {
-    (0..IMAGE_BLOCKS).flat_map(|i| [version, behaviour as u8, i as u8 + 1, 9, 9, 9, 9, 9]).collect()
+    (1..=IMAGE_BLOCKS).flat_map(|i| [version, behaviour as u8, i, 9, 9, 9, 9, 9]).collect()
 }
 
 fn release(version: u8) -> Release {
@@ -123,7 +123,7 @@ struct SlotDisk {
 
 impl Disk for SlotDisk {
     fn len_bytes(&self) -> u64 {
-        (BLOCK * IMAGE_BLOCKS) as u64
+        (BLOCK * usize::from(IMAGE_BLOCKS)) as u64
     }
 
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
@@ -158,7 +158,7 @@ impl Media {
         Self {
             env: encode(&block).unwrap().to_vec(),
             journal: None,
-            slots: [image_of(1, Behaviour::Good), vec![0; BLOCK * IMAGE_BLOCKS]],
+            slots: [image_of(1, Behaviour::Good), vec![0; BLOCK * usize::from(IMAGE_BLOCKS)]],
             cached: Vec::new(),
         }
     }
@@ -392,25 +392,20 @@ impl World {
         let machine = self.machine(booted);
         self.install(machine, 3, Behaviour::Good).map_err(|e| format!("second install: {e}"))?;
         let mut nobody = 0;
-        for _ in 0..3 {
-            match self.boot() {
-                Ok(Some(now)) if now == !booted => {
-                    while self.process(now, &mut nobody).map_err(|_| "second install: interrupted")? {}
-                    let machine = self.machine(now);
-                    let (record, plan, _) = machine.observe().map_err(|e| e.to_string())?;
-                    let committed = matches!(&record.last, Some(l) if l.result == Outcome::Committed);
-                    return if record.state == State::Idle && committed && plan == BootPlan::settled(now) {
-                        Ok(())
-                    } else {
-                        Err(format!("second install: {record:?} {plan:?}"))
-                    };
-                }
-                Ok(other) => return Err(format!("second install: booted {other:?}")),
-                Err(Stop::Interrupted) => return Err("second install: interrupted".into()),
-                Err(Stop::Violation(what)) => return Err(format!("second install: {what}")),
-            }
+        let now = match self.boot() {
+            Ok(Some(now)) if now == !booted => now,
+            Ok(other) => return Err(format!("second install: booted {other:?}")),
+            Err(Stop::Interrupted) => return Err("second install: interrupted".into()),
+            Err(Stop::Violation(what)) => return Err(format!("second install: {what}")),
+        };
+        while self.process(now, &mut nobody).map_err(|_| "second install: interrupted")? {}
+        let (record, plan, _) = self.machine(now).observe().map_err(|e| e.to_string())?;
+        let committed = matches!(&record.last, Some(l) if l.result == Outcome::Committed);
+        if record.state == State::Idle && committed && plan == BootPlan::settled(now) {
+            Ok(())
+        } else {
+            Err(format!("second install: {record:?} {plan:?}"))
         }
-        Err("second install: never booted".into())
     }
 
     /// The plan, the journal's state, for the promises at the end.

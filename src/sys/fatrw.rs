@@ -271,10 +271,12 @@ mod tests {
         list.pop()
     }
 
+    type Harm = Box<dyn Fn(&Path)>;
+
     /// What else the disk may hold after a cut in which the last operations had not been flushed.
-    fn torn(path: &Path, last: Op) -> Vec<Box<dyn Fn(&Path)>> {
-        let mut worlds: Vec<Box<dyn Fn(&Path)>> = vec![Box::new(|_| {})];
-        let shorten = |kind: &'static str, worlds: &mut Vec<Box<dyn Fn(&Path)>>| {
+    fn torn(path: &Path, last: Op) -> Vec<Harm> {
+        let mut worlds: Vec<Harm> = vec![Box::new(|_| {})];
+        let shorten = |kind: &'static str, worlds: &mut Vec<Harm>| {
             let len = fs::metadata(beside(path, kind).unwrap()).unwrap().len();
             for n in 0..len {
                 worlds.push(Box::new(move |path| {

@@ -2,8 +2,6 @@
 //!
 //! TLS is rustls with ring; the certificates trusted come from the image's PEM bundle, never from this binary,
 //! where they would age with it.
-// ureq's enums grow with its versions.
-#![allow(clippy::wildcard_enum_match_arm)]
 
 use std::io;
 use std::path::{Path, PathBuf};

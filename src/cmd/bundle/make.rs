@@ -1,6 +1,4 @@
 //! `twinhull bundle create`, `sign` and `keygen`
-// The arguments of a command line are matched by their words; what is not known is one case.
-#![allow(clippy::wildcard_enum_match_arm)]
 
 use std::path::{Path, PathBuf};
 
