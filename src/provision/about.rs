@@ -44,7 +44,8 @@ fn text(path: &Path) -> Option<String> {
     sys::file::read_text(path, LIMIT_BYTES).inspect_err(|e| log::warn!("{e}; going on without it")).ok()
 }
 
-fn slug(path: &Path) -> Option<String> {
+/// `slug` of `device-type.json`, if the file is there and makes sense.
+pub(super) fn slug(path: &Path) -> Option<String> {
     let json: serde_json::Value = serde_json::from_str(&text(path)?)
         .inspect_err(|e| log::warn!("{}: {e}; using deviceType of config.json", path.display()))
         .ok()?;

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use crate::config::{ConfigJson, Settings};
 use crate::sys::http::{self, HttpSettings};
-use crate::{Doing, Error, Result, Root, sys};
+use crate::{Doing, Error, Result, Root};
 
 const CONNECT: Duration = Duration::from_secs(20);
-const SMALL_FILE_BYTES: u64 = 1024 * 1024;
 
 /// How this device makes HTTP requests: trusting the image's certificates and the fleet's own CA of `config.json`.
 ///
@@ -56,13 +55,8 @@ fn endpoint(root: &Root, settings: &Settings) -> Result<Option<String>> {
 /// `Failed`, naming both files, if neither says.
 pub fn device_type(root: &Root, settings: &Settings) -> Result<String> {
     let path = root.path(&settings.provision.device_type_json);
-    if let Some(raw) = sys::file::read_if_exists(&path, SMALL_FILE_BYTES)? {
-        let json: serde_json::Value = serde_json::from_slice(&raw)
-            .map_err(|e| Error::failed(e.to_string()))
-            .doing(|| path.display().to_string())?;
-        if let Some(slug) = json.get("slug").and_then(|s| s.as_str()) {
-            return Ok(slug.to_owned());
-        }
+    if let Some(slug) = super::about::slug(&path) {
+        return Ok(slug);
     }
     let config = ConfigJson::peek(root, &settings.provision.config_json)?;
     config.map_or(Ok(None), |c| c.device_type())?.ok_or_else(|| {
