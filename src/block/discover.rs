@@ -225,8 +225,10 @@ fn disk_names(root: &Root) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for path in sys::file::list(&root.path("/sys/block"))? {
         let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
-        if !PASSED_OVER.iter().any(|p| name.starts_with(p)) && number(&path.join("size")).unwrap_or(0) > 0 {
-            let removable = number(&path.join("removable")).unwrap_or(0) != 0;
+        let flag = |attribute: &str| number(&path.join(attribute)).unwrap_or(0) != 0;
+        // Hidden: one of several paths to a disk, without a device (NVMe multipath).
+        if !PASSED_OVER.iter().any(|p| name.starts_with(p)) && flag("size") && !flag("hidden") {
+            let removable = flag("removable");
             names.push((removable, natural(name), name.to_owned()));
         }
     }

@@ -40,7 +40,7 @@ fn boot() -> Result<Infallible> {
         disk.required(label::DATA).cloned()
     })?;
 
-    mounts::root(disk.slot_partition(disk.slot())?, &cmdline, &sysroot)?;
+    mounts::root(disk.slot_partition(disk.slot())?, &cmdline, Path::new(SYSROOT))?;
     let settings = Settings::load(&sysroot, None)?;
     let state = mounts::ext4(disk.required(label::STATE)?, "/mnt/state", MountFlags::NOATIME, &sysroot)?;
     failure::state_is_mounted(&state);

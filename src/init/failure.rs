@@ -60,6 +60,7 @@ pub(super) fn end(reason: &str) -> ! {
         Ok(()) => sys::kmsg::alert("the reason is kept on the state partition; restarting"),
         Err(e) => sys::kmsg::alert(&format!("the reason is not kept: {e}; restarting")),
     }
+    sys::switch_root::remount_read_only();
     BootClock.sleep(READABLE);
     sys::power::reboot_now()
 }

@@ -50,16 +50,20 @@ pub(super) fn hand_over(sysroot: &Root) -> Result<()> {
 ///
 /// # Errors
 /// `Failed`, with what each file system said.
-pub(super) fn root(partition: &Partition, cmdline: &Cmdline, sysroot: &Root) -> Result<()> {
+pub(super) fn root(partition: &Partition, cmdline: &Cmdline, at: &Path) -> Result<()> {
     let options = cmdline.value("rootflags").unwrap_or("");
+    let probed = partition.file_system.as_ref().map(|s| s.kind);
     let mut errors = Vec::new();
-    for kind in root_kinds(cmdline.value("rootfstype"), partition.file_system.as_ref().map(|s| s.kind)) {
-        match sys::mount::mount(&partition.device, &sysroot.path("/"), kind, MountFlags::RDONLY, options) {
+    if probed.is_none() {
+        errors.push("holds no file system that is known here".to_owned());
+    }
+    for kind in root_kinds(cmdline.value("rootfstype"), probed) {
+        match sys::mount::mount(&partition.device, at, kind, MountFlags::RDONLY, options) {
             Ok(()) => return Ok(()),
             Err(e) => errors.push(e.to_string()),
         }
     }
-    Err(Error::failed(errors.join("; ")).within(format!("root {}", partition.label)))
+    Err(Error::failed(errors.join("; ")).within(partition.label.clone()))
 }
 
 fn root_kinds(asked: Option<&str>, probed: Option<FileSystemKind>) -> Vec<&str> {
@@ -118,15 +122,17 @@ fn check(partition: &Partition, sysroot: &Root) -> Result<()> {
         sys::command::run_in_root(&sysroot.path("/"), Path::new(CHECKER), &["-p", &device], CHECK_DEADLINE);
     sys::mount::detach(&dev)?;
     let outcome = outcome?;
-    for line in outcome.output.lines() {
+    let said: Vec<_> = outcome.output.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    for line in &said {
         log::info!("e2fsck: {line}");
     }
     // 1 and 2: repaired. e2fsck asks for a reboot with 2 only for a mounted root.
     if matches!(outcome.ending.as_str(), "exit 0" | "exit 1" | "exit 2") {
         return Ok(());
     }
-    let last = outcome.output.lines().last().unwrap_or("no output");
-    Err(Error::failed(format!("{CHECKER} -p {device}: {}: {last}", outcome.ending)))
+    // What is wrong comes first, advice for people with a shell after it.
+    let why = said.first().unwrap_or(&"no output");
+    Err(Error::failed(format!("{CHECKER} -p {device}: {}: {why}", outcome.ending)))
 }
 
 #[cfg(test)]

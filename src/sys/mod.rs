@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod command;
+mod console;
 pub mod device;
 pub mod durable;
 pub mod fatrw;

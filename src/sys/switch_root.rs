@@ -72,6 +72,13 @@ pub fn restart_on_panic(seconds: u32) -> Result<()> {
     fs::write(path, format!("{seconds}\n")).doing(|| format!("write {}", path.display()))
 }
 
+/// Asks the kernel to write everything out and make every file system read-only, so that none is found dirty at
+/// the next boot. The kernel does it in the background, within a moment; a kernel without it is left as it is.
+pub fn remount_read_only() {
+    rustix::fs::sync();
+    let _ = fs::write("/proc/sysrq-trigger", "u");
+}
+
 /// Creates a directory of the initramfs, of `/run` or of the like: nothing here outlives this boot.
 ///
 /// # Errors
