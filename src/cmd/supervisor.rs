@@ -43,7 +43,9 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     while let Some(arg) = parser.next().map_err(usage("supervisor"))? {
         match arg {
             lexopt::Arg::Value(word) => words.push(word.to_string_lossy().into_owned()),
-            other => return Err(usage("supervisor")(other.unexpected())),
+            option @ (lexopt::Arg::Short(_) | lexopt::Arg::Long(_)) => {
+                return Err(usage("supervisor")(option.unexpected()));
+            }
         }
     }
     match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {

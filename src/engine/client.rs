@@ -191,12 +191,11 @@ pub(super) fn read_whole(response: &mut Response<Body>, deadline: Duration) -> R
 
 /// ureq's error in our words. `deadline` is the one that applied, for the text.
 pub(super) fn explain(e: ureq::Error, deadline: Duration) -> Error {
-    match e {
-        ureq::Error::Timeout(_) => Error::failed(format!("no answer within {} s", deadline.as_secs())),
-        // Through From, which finds an error of ours inside.
-        ureq::Error::Io(e) => e.into(),
-        other => Error::failed(other.to_string()),
+    if let ureq::Error::Timeout(_) = e {
+        return Error::failed(format!("no answer within {} s", deadline.as_secs_f32()));
     }
+    // Through io::Error, which finds an error of ours inside.
+    e.into_io().into()
 }
 
 /// Someone else's text on one line, at most 500 characters of it.

@@ -21,6 +21,8 @@ mod version;
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod tests;
 
 pub use api::{Container, ContainerHealth, ContainerState, Image, Mount, Summary};
 pub use client::Engine;

@@ -144,9 +144,10 @@ mod tests {
         assert_eq!(verdict(|c| c.host_config.restart_policy.name = "always".into()), Action::Keep);
     }
 
+    type Change = Box<dyn FnOnce(&mut Container)>;
+
     #[test]
     fn every_difference_replaces_and_says_why() {
-        type Change = Box<dyn FnOnce(&mut Container)>;
         let cases: Vec<(Change, &str)> = vec![
             (Box::new(|c| c.image = "sha256:5555".into()), "its image is 5555, not 111122223333"),
             (Box::new(|c| c.host_config.privileged = false), "privileged is false"),
