@@ -17,7 +17,7 @@ const PANIC_S: u32 = 5;
 
 /// Boots. Never returns: ends as the next init, or in a reboot.
 pub fn run() -> ! {
-    sys::switch_root::on_panic(|what| failure::end(&format!("panic: {what}")));
+    sys::switch_root::on_panic(|what| failure::end(what));
     match boot() {
         Ok(never) => match never {},
         Err(e) => failure::end(&e.to_string()),

@@ -53,6 +53,7 @@ pub(super) fn state_is_mounted(at: &Path) {
 
 /// Says why the boot failed, keeps it if it can, and restarts the machine.
 pub(super) fn end(reason: &str) -> ! {
+    let reason = &reason.replace('\n', " ");
     sys::kmsg::alert(&format!("boot failed: {reason}"));
     // The panic hook may come here while the lock is held.
     let known = KNOWN.try_lock().map(|k| (k.slot, k.state.clone())).unwrap_or((None, None));

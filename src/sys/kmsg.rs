@@ -53,14 +53,37 @@ pub fn alert(text: &str) {
     }
 }
 
-fn say(mut to: &File, priority: u8, text: &str) {
-    for line in text.lines() {
-        let mut end = line.len().min(RECORD_BYTES);
-        while !line.is_char_boundary(end) {
-            end -= 1;
+fn say(mut to: impl Write, priority: u8, text: &str) {
+    for mut rest in text.lines() {
+        loop {
+            let mut end = rest.len().min(RECORD_BYTES);
+            while !rest.is_char_boundary(end) {
+                end -= 1;
+            }
+            let (part, left) = rest.split_at(end);
+            // One write is one record. There is nowhere else to complain.
+            let _ = to.write_all(format!("<{priority}>twinhull: {part}\n").as_bytes());
+            if left.is_empty() {
+                break;
+            }
+            rest = left;
         }
-        let record = format!("<{priority}>twinhull: {}\n", line.get(..end).unwrap_or(line));
-        // One write is one record. There is nowhere else to complain.
-        let _ = to.write_all(record.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_become_several_records() {
+        let mut written = Vec::new();
+        say(&mut written, 6, &format!("first\n{}end", "ä".repeat(500)));
+        let text = String::from_utf8(written).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[0], "<6>twinhull: first");
+        assert!(lines.iter().all(|l| l.starts_with("<6>twinhull: ") && l.len() < 976));
+        assert!(lines[2].ends_with("end"));
     }
 }
