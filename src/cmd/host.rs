@@ -8,8 +8,8 @@ use crate::boot::grub::Grub;
 use crate::boot::resin::Partitions;
 use crate::cli::Context;
 use crate::config::{Chooser, Settings};
-use crate::model::{BootId, Slot, Version};
-use crate::update::{FileJournal, Machine};
+use crate::model::{BOOT_FAILURE, BootFailure, BootId, Slot, Version};
+use crate::update::{FileJournal, Machine, Next};
 use crate::{Doing, Error, Result, Root, sys};
 
 const JOURNAL: &str = "/mnt/state/twinhull/journal.json";
@@ -28,6 +28,7 @@ pub struct Host {
     pub machine: Machine<AnyChooser, FileJournal>,
     /// Which bootloader, for people.
     pub chooser: &'static str,
+    failure_note: PathBuf,
 }
 
 impl Host {
@@ -44,7 +45,24 @@ impl Host {
         let boot_id =
             BootId(sys::file::read_text(&root.path("/proc/sys/kernel/random/boot_id"), SMALL_FILE_BYTES)?);
         let journal = FileJournal::open(open_state(root)?)?;
-        Ok(Self { settings, disk, machine: Machine { chooser, journal, booted, boot_id }, chooser: name })
+        let failure_note = root.path(BOOT_FAILURE);
+        let boot_failure = sys::file::read_if_exists(&failure_note, SMALL_FILE_BYTES)?
+            .and_then(|raw| BootFailure::parse(&String::from_utf8_lossy(&raw)));
+        let machine = Machine { chooser, journal, booted, boot_id, boot_failure };
+        Ok(Self { settings, disk, machine, chooser: name, failure_note })
+    }
+
+    /// Finishes what was cut short ([`Machine::settle`]). PID 1's note of a failed boot goes when no update is under
+    /// way any more: the journal then has it, and a later failure must not be explained by it.
+    ///
+    /// # Errors
+    /// As [`Machine::settle`].
+    pub fn settle(&mut self) -> Result<Next> {
+        let next = self.machine.settle()?;
+        if next == Next::Nothing && self.machine.boot_failure.take().is_some() {
+            sys::durable::remove(&self.failure_note)?;
+        }
+        Ok(next)
     }
 
     /// The device of the slot that does not run.

@@ -99,6 +99,8 @@ fn install(
     context: &Context,
     host: &mut Host,
 ) -> Result<Option<Armed>> {
+    // What an earlier update left is put in order first; a trial under way is refused by `begin`.
+    host.settle()?;
     let settings = host.settings.clone();
     let keys = Keys::load(&context.root.path(&settings.bundle.keys), settings.bundle.signatures)?;
     let (slot, device, slot_len_bytes) = host.target()?;

@@ -32,7 +32,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
         return Err(crate::cli::usage("resume")(arg.unexpected()));
     }
     let mut host = Host::open(context)?;
-    match host.machine.settle()? {
+    match host.settle()? {
         Next::Nothing => Ok(0),
         // Armed during this very boot: whoever installed decides when to reboot.
         Next::Reboot { why } if host.machine.waits_for_reboot()? => {

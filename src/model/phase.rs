@@ -1,7 +1,7 @@
 //! Where the device stands, derived from disk at each start and never stored.
 
 use super::record::{Outcome, State};
-use super::{BootId, BootPlan, Slot};
+use super::{BootFailure, BootId, BootPlan, Slot};
 
 /// All that decides the phase: the journal, the boot plan, and which boot of which slot this is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub struct Observed {
     pub booted: Slot,
     /// From the kernel.
     pub boot_id: BootId,
+    /// The note of a boot that PID 1 gave up, if there is one.
+    pub boot_failure: Option<BootFailure>,
 }
 
 /// Where the device stands, and with it what has to happen next.
@@ -75,7 +77,7 @@ impl Phase {
 /// A trial that is missing from the plan is never armed again: after a failed health check that would loop for ever.
 /// Every doubt leads back to the old system, and the next install finds what was written and reuses it.
 pub fn classify(seen: &Observed) -> Phase {
-    let Observed { state, plan, booted, boot_id } = seen;
+    let Observed { state, plan, booted, boot_id, boot_failure } = seen;
     match state {
         State::Idle => idle(*plan, *booted),
         State::Installing { target, .. } if booted == target => Phase::Inconsistent {
@@ -97,7 +99,10 @@ pub fn classify(seen: &Observed) -> Phase {
                         why: "the install was stopped before the new system was armed".to_owned(),
                     },
                 },
-                (false, false) => back_on_old(*plan, *target, verdict.as_deref()),
+                (false, false) => {
+                    let note = boot_failure.as_ref().filter(|n| n.slot == Some(*target));
+                    back_on_old(*plan, *target, verdict.as_deref(), note)
+                }
                 (true, false) => on_target(*plan, *target, verdict.as_deref()),
             }
         }
@@ -120,7 +125,7 @@ fn idle(plan: BootPlan, booted: Slot) -> Phase {
     }
 }
 
-fn back_on_old(plan: BootPlan, target: Slot, verdict: Option<&str>) -> Phase {
+fn back_on_old(plan: BootPlan, target: Slot, verdict: Option<&str>, note: Option<&BootFailure>) -> Phase {
     let (outcome, why) = match (verdict, plan.tries(target)) {
         (Some(why), _) => (Outcome::RolledBack, why.to_owned()),
         (None, None) if plan.primary == target => {
@@ -129,10 +134,13 @@ fn back_on_old(plan: BootPlan, target: Slot, verdict: Option<&str>) -> Phase {
             };
         }
         (None, None) => (Outcome::Abandoned, "power was lost before the new system was armed".to_owned()),
-        (None, Some(0)) => (
-            Outcome::RolledBack,
-            format!("slot {target} used up its tries without passing its health checks"),
-        ),
+        (None, Some(0)) => {
+            let last = match note {
+                Some(note) => format!("; its last boot failed: {}", note.reason),
+                None => " without passing its health checks".to_owned(),
+            };
+            (Outcome::RolledBack, format!("slot {target} used up its tries{last}"))
+        }
         (None, Some(left)) => (
             Outcome::RolledBack,
             format!("the bootloader chose slot {} although slot {target} had {left} tries left", !target),
@@ -171,7 +179,7 @@ mod tests {
 
     /// The kind of a phase, without its words.
     fn kind(state: State, plan: BootPlan, booted: Slot, boot: &str) -> &'static str {
-        match classify(&Observed { state, plan, booted, boot_id: BootId(boot.into()) }) {
+        match classify(&Observed { state, plan, booted, boot_id: BootId(boot.into()), boot_failure: None }) {
             Phase::Steady => "steady",
             Phase::InstallInterrupted => "interrupted",
             Phase::StrayTrial => "stray",
@@ -182,6 +190,26 @@ mod tests {
             Phase::Condemned { .. } => "condemned",
             Phase::CommitLanded => "landed",
             Phase::Inconsistent { .. } => "inconsistent",
+        }
+    }
+
+    #[test]
+    fn the_note_of_a_failed_boot_is_the_reason_if_it_is_of_the_same_slot() {
+        for (slot, expected) in [
+            (Slot::B, "slot B used up its tries; its last boot failed: no init"),
+            (Slot::A, "slot B used up its tries without passing its health checks"),
+        ] {
+            let note =
+                BootFailure { slot: Some(slot), boot_id: BootId("second".into()), reason: "no init".into() };
+            let seen = Observed {
+                state: trial(None),
+                plan: BootPlan::on_trial(Slot::B, 0),
+                booted: Slot::A,
+                boot_id: BootId("later".into()),
+                boot_failure: Some(note),
+            };
+            let why = expected.to_owned();
+            assert_eq!(classify(&seen), Phase::TrialFailed { outcome: Outcome::RolledBack, why });
         }
     }
 

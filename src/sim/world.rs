@@ -292,6 +292,7 @@ impl World {
             journal: Journal { media, power },
             booted,
             boot_id: BootId(self.boots.to_string()),
+            boot_failure: None,
         }
     }
 

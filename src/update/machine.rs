@@ -4,7 +4,7 @@ use super::JournalStore;
 use crate::boot::BootChooser;
 use crate::model::phase::{Observed, Phase, classify};
 use crate::model::record::{Before, Ended, Outcome, Record, Release, State};
-use crate::model::{BootId, BootPlan, Slot};
+use crate::model::{BootFailure, BootId, BootPlan, Slot};
 use crate::{Error, Result};
 
 /// The bootloader, the journal, and which boot of which slot this is.
@@ -18,6 +18,8 @@ pub struct Machine<C, J> {
     pub booted: Slot,
     /// The boot that runs.
     pub boot_id: BootId,
+    /// What PID 1 kept of a boot that it gave up.
+    pub boot_failure: Option<BootFailure>,
 }
 
 /// What the caller has to do after [`Machine::settle`].
@@ -50,6 +52,7 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
             plan,
             booted: self.booted,
             boot_id: self.boot_id.clone(),
+            boot_failure: self.boot_failure.clone(),
         });
         Ok((record, plan, phase))
     }

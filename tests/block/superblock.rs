@@ -53,7 +53,7 @@ fn squashfs_and_erofs() {
     let (source, file) = (source.to_str().unwrap(), file.to_str().unwrap());
     let tools: [(&str, &[&str], FileSystemKind); 2] = [
         ("mksquashfs", &[source, file, "-quiet", "-no-progress"], FileSystemKind::Squashfs),
-        ("mkfs.erofs", &["-L", "label", file, source], FileSystemKind::Erofs),
+        ("mkfs.erofs", &[file, source], FileSystemKind::Erofs),
     ];
     for (tool, args, kind) in tools {
         if !std::path::Path::new("/usr/bin").join(tool).exists() {
