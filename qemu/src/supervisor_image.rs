@@ -36,8 +36,9 @@ pub fn write_archive(program: &Path, image_name: &str, out: &Path) -> io::Result
     let config = config(arch, &name, &layer_id).to_string().into_bytes();
     let config_file = format!("{}.json", hex(&config));
     let layer_file = format!("{layer_id}/layer.tar");
-    let manifest =
-        json!([{ "Config": config_file, "RepoTags": [name], "Layers": [layer_file] }]).to_string().into_bytes();
+    let manifest = json!([{ "Config": config_file, "RepoTags": [name], "Layers": [layer_file] }])
+        .to_string()
+        .into_bytes();
 
     let mut tar = tar::Builder::new(BufWriter::new(File::create(out)?));
     add_file(&mut tar, &config_file, 0o644, &config)?;

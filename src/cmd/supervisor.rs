@@ -32,11 +32,15 @@ run     Stays, as a systemd service of Type=notify: waits for the container engi
         container, killed after 10 s, and ends with 0.
 
 status  Says whether the container runs, how healthy it is, from which image, how often it was started again
-        since boot, and what keeps it from running. Exit 0 if it runs and is not known to be unhealthy, else 1.
+        since boot, what keeps it from running, and what it last printed if something is wrong. Exit 0 if it
+        runs and is not known to be unhealthy, else 1.
 
-Which image: SUPERVISOR_IMAGE in supervisor.conf (supervisor.conf, or supervisor.default_conf if that is
-missing or damaged).
+Which image: SUPERVISOR_IMAGE in the file that the setting supervisor.conf names, or in supervisor.default_conf if
+that is missing or damaged or its image is nowhere to be had.
 ";
+
+/// Of the container's own output, shown where something is wrong.
+const LAST_LINES: u8 = 5;
 
 fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let mut words = Vec::new();
@@ -78,7 +82,19 @@ enum Found {
     /// The engine does not tell.
     Unknown(Error, Record),
     /// The container, or that there is none.
-    Container(Box<(Engine, Option<Container>, SupervisorHealth)>, Record),
+    Container(Box<Looked>, Record),
+}
+
+struct Looked {
+    engine: Engine,
+    container: Option<Container>,
+    health: SupervisorHealth,
+    /// The container's last lines of output; empty if all is well.
+    words: String,
+}
+
+fn is_well(health: &SupervisorHealth) -> bool {
+    health.is_good() || *health == SupervisorHealth::Starting
 }
 
 const DISABLED: &str = "none belongs on this host (supervisor.enabled or engine.enabled is false)";
@@ -91,7 +107,10 @@ fn find(context: &Context, settings: &Settings) -> Result<Found> {
     let looked = Engine::connect(&settings.engine, &context.root).and_then(|engine| {
         let container = engine.container(supervisor::NAME)?;
         let health = SupervisorHealth::of(container.as_ref());
-        Ok(Box::new((engine, container, health)))
+        // Only of use where something is wrong.
+        let words =
+            if is_well(&health) { String::new() } else { engine.last_words(supervisor::NAME, LAST_LINES)? };
+        Ok(Box::new(Looked { engine, container, health, words }))
     });
     Ok(match looked {
         Ok(found) => Found::Container(found, record),
@@ -106,7 +125,7 @@ impl Found {
             Self::Unknown(e, record) => {
                 json!({ "enabled": true, "state": "unknown", "error": e.to_string(), "watcher": record })
             }
-            Self::Container(found, record) => as_json(&found.0, found.1.as_ref(), &found.2, record),
+            Self::Container(looked, record) => looked.json(record),
         }
     }
 }
@@ -118,7 +137,7 @@ pub(super) fn report(context: &Context, settings: &Settings) -> (String, serde_j
             let line = match &found {
                 Found::Disabled => DISABLED.to_owned(),
                 Found::Unknown(e, _) => format!("unknown: {e}"),
-                Found::Container(found, _) => found.2.to_string(),
+                Found::Container(looked, _) => looked.health.to_string(),
             };
             (line, found.json())
         }
@@ -141,68 +160,63 @@ fn status(context: &Context) -> Result<u8> {
         }
         Found::Unknown(..) if context.json => Ok(1),
         Found::Unknown(e, _) => Err(e.within("supervisor status")),
-        Found::Container(found, record) => {
-            let (engine, container, health) = *found;
+        Found::Container(looked, record) => {
             if !context.json {
-                sys::out::line(&as_text(&engine, container.as_ref(), &health, &record));
+                sys::out::line(&looked.text(&record));
             }
-            let well = health.is_good() || health == SupervisorHealth::Starting;
-            Ok(u8::from(!well))
+            Ok(u8::from(!is_well(&looked.health)))
         }
     }
 }
 
-fn as_json(
-    engine: &Engine,
-    container: Option<&Container>,
-    health: &SupervisorHealth,
-    record: &Record,
-) -> serde_json::Value {
-    json!({
-        "enabled": true,
-        "state": health.word(),
-        "detail": health.to_string(),
-        "container": container.map(|c| json!({
-            "id": c.id,
-            "image": c.config.image,
-            "image_id": c.image,
-            "started_at": c.state.started_at,
-            "exit_code": c.state.exit_code,
-            "oom_killed": c.state.oom_killed,
-        })),
-        "engine": {
-            "version": engine.version(),
-            "api": engine.api().to_string(),
-            "socket": engine.socket().display().to_string(),
-        },
-        "watcher": record,
-    })
-}
+impl Looked {
+    fn json(&self, record: &Record) -> serde_json::Value {
+        json!({
+            "enabled": true,
+            "state": self.health.word(),
+            "detail": self.health.to_string(),
+            "container": self.container.as_ref().map(|c| json!({
+                "id": c.id,
+                "image": c.config.image,
+                "image_id": c.image,
+                "started_at": c.state.started_at,
+                "exit_code": c.state.exit_code,
+                "oom_killed": c.state.oom_killed,
+            })),
+            "engine": {
+                "version": self.engine.version(),
+                "api": self.engine.api().to_string(),
+                "socket": self.engine.socket().display().to_string(),
+            },
+            "watcher": record,
+            "last_words": self.words,
+        })
+    }
 
-fn as_text(
-    engine: &Engine,
-    container: Option<&Container>,
-    health: &SupervisorHealth,
-    record: &Record,
-) -> String {
-    let mut text = format!("supervisor:  {health}\n");
-    if let Some(c) = container {
-        let oom = if c.state.oom_killed { " (killed: out of memory)" } else { "" };
-        text.push_str(&format!(
-            "container:   {} {}{oom}\n",
-            supervisor::NAME,
-            c.id.get(..12).unwrap_or(&c.id)
-        ));
-        text.push_str(&format!("image:       {} ({})\n", c.config.image, c.image));
+    fn text(&self, record: &Record) -> String {
+        let mut text = format!("supervisor:  {}\n", self.health);
+        if let Some(c) = &self.container {
+            let oom = if c.state.oom_killed { " (killed: out of memory)" } else { "" };
+            text.push_str(&format!(
+                "container:   {} {}{oom}\n",
+                supervisor::NAME,
+                c.id.get(..12).unwrap_or(&c.id)
+            ));
+            text.push_str(&format!("image:       {} ({})\n", c.config.image, c.image));
+        }
+        let (version, api, socket) =
+            (self.engine.version(), self.engine.api(), self.engine.socket().display());
+        text.push_str(&format!("engine:      {version} (API {api}) at {socket}\n"));
+        text.push_str(&format!("restarts:    {} since boot", record.restarts));
+        if let Some(why) = &record.last_restart {
+            text.push_str(&format!(", the last: {why}"));
+        }
+        if let Some(trouble) = &record.trouble {
+            text.push_str(&format!("\ntrouble:     {trouble}"));
+        }
+        if !self.words.is_empty() {
+            text.push_str(&format!("\nlast words:  {}", self.words.replace('\n', "\n             ")));
+        }
+        text
     }
-    let (version, api, socket) = (engine.version(), engine.api(), engine.socket().display());
-    text.push_str(&format!("engine:      {version} (API {api}) at {socket}\n"));
-    text.push_str(&format!("restarts:    {} since boot", record.restarts));
-    if let Some(why) = &record.last_restart {
-        text.push_str(&format!(", the last: {why}"));
-    }
-    if let Some(trouble) = &record.trouble {
-        text.push_str(&format!("\ntrouble:     {trouble}"));
-    }
-    text
 }

@@ -19,7 +19,8 @@ pub enum Reply {
     Hang(Vec<u8>),
 }
 
-/// A listener and the requests that came in, as `METHOD PATH` with the body after a space if there is one.
+/// A listener and the requests that came in, as `METHOD PATH` with the body after a space if there is one,
+/// and `(in chunks)` if it came so.
 pub struct Fake {
     pub socket: PathBuf,
     pub requests: Receiver<String>,
@@ -108,14 +109,18 @@ fn read_request(reader: &mut BufReader<UnixStream>) -> Option<(String, String)> 
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    while chunked {
+    let mut more = chunked;
+    while more {
         let mut size = String::new();
         reader.read_line(&mut size).ok()?;
         let size = usize::from_str_radix(size.trim(), 16).unwrap();
         let mut chunk = vec![0; size + 2];
         reader.read_exact(&mut chunk).ok()?;
         body.extend(&chunk[..size]);
-        chunked = size > 0;
+        more = size > 0;
+    }
+    if chunked {
+        body.extend(b" (in chunks)");
     }
     let request = first.rsplit_once(" HTTP/").unwrap().0.to_owned();
     Some((request, String::from_utf8_lossy(&body).into_owned()))

@@ -13,6 +13,7 @@ mod client;
 mod container;
 mod events;
 mod image;
+mod logs;
 mod spec;
 mod stream;
 pub mod supervisor;

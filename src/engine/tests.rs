@@ -138,7 +138,7 @@ fn a_load_tells_what_it_loaded_and_sends_every_byte() {
     assert_eq!(names.unwrap(), ["a/b:1"]);
     assert_eq!(said.first(), Some(&Progress::Sent(7)));
     assert_eq!(said.last(), Some(&Progress::Says("Loaded image: a/b:1".into())));
-    assert_eq!(fake.seen().last().unwrap(), "POST /v1.41/images/load?quiet=0 archive");
+    assert_eq!(fake.seen().last().unwrap(), "POST /v1.41/images/load?quiet=0 archive (in chunks)");
 }
 
 #[test]

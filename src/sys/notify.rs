@@ -5,6 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
+/// How long one message may wait for a place in the service manager's queue.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Sends one message, such as `READY=1` or `STATUS=…`, to the service manager. Nobody listening is fine.
 ///
 /// Written by hand: the protocol is one datagram (sd_notify(3)), a crate would be larger than this.
@@ -14,7 +17,12 @@ pub fn notify(message: &str) {
         [b'@', rest @ ..] => SocketAddr::from_abstract_name(rest),
         path => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(path)),
     };
-    let sent = address.and_then(|a| UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &a));
+    let sent = address.and_then(|a| {
+        let socket = UnixDatagram::unbound()?;
+        // A manager that does not read (its queue holds ten) must not stop us: what it misses it is told again.
+        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.send_to_addr(message.as_bytes(), &a)
+    });
     if let Err(e) = sent {
         log::debug!("notify systemd: {e}");
     }

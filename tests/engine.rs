@@ -1,0 +1,194 @@
+//! The watcher and the client against a real engine: a private dockerd in a temporary directory.
+//!
+//! Needs root, `dockerd` and `unshare`, and the musl target for the lab's supervisor; without them each test says
+//! `SKIPPED: needs …`. Waits are on conditions, each with a deadline.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
+
+#[path = "engine/dockerd.rs"]
+mod dockerd;
+#[path = "../qemu/src/supervisor_image.rs"]
+mod supervisor_image;
+
+use std::fs;
+
+use dockerd::{Lab, until};
+use twinhull::engine::supervisor::{self, SupervisorHealth};
+
+/// Runs `test` in a lab, or says why it cannot run here.
+fn in_lab(test: impl FnOnce(&mut Lab)) {
+    match Lab::start() {
+        Ok(mut lab) => test(&mut lab),
+        Err(needs) => {
+            // Past the test harness, which would keep the line of a test that passes to itself.
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "SKIPPED: needs {needs}");
+        }
+    }
+}
+
+#[test]
+fn a_fresh_device_gets_its_supervisor_from_the_archive() {
+    in_lab(|lab| {
+        lab.archive("1.0.0");
+        lab.watch();
+        assert_eq!(lab.until_well(), SupervisorHealth::Healthy);
+        let body = lab.http("/v1/healthy");
+        assert!(body.starts_with("HTTP/1.1 200 OK") && body.ends_with("OK"), "{body}");
+        // systemd was told, in this order.
+        until("READY=1", || lab.notified().contains("READY=1").then_some(()));
+        until("WATCHDOG=1", || lab.notified().contains("WATCHDOG=1").then_some(()));
+
+        let (code, json) = lab.twinhull(&["supervisor", "status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!((code, &status["state"]), (0, &"healthy".into()), "{json}");
+        assert_eq!(status["container"]["image"], "lab/supervisor:1.0.0");
+
+        let found = lab.engine().container(supervisor::NAME).unwrap().unwrap();
+        assert!(found.host_config.privileged);
+        assert_eq!(found.host_config.network_mode, "host");
+
+        // Asked to end, it stops the container and is done.
+        let code = lab.end_watcher();
+        assert_eq!(code, Some(0), "{}", lab.log());
+        let ended = supervisor::health(&lab.engine()).unwrap();
+        assert_eq!(ended, SupervisorHealth::Stopped { exit_code: 143, error: String::new() });
+        let (code, text) = lab.twinhull(&["supervisor", "status"]);
+        assert!(code == 1 && text.contains("stopped: exit code 143"), "{text}");
+        assert!(text.contains("last words:") && text.contains("engine answers on "), "{text}");
+    });
+}
+
+#[test]
+fn a_container_that_is_right_is_started_or_kept_and_another_is_replaced() {
+    in_lab(|lab| {
+        lab.archive("1.0.0");
+        lab.watch();
+        lab.until_well();
+        let first = lab.container_id();
+
+        // Started: the same container after an orderly end.
+        lab.end_watcher();
+        lab.watch();
+        lab.until_well();
+        assert_eq!(lab.container_id(), first);
+        assert!(lab.log().contains("the container that exists is started"), "{}", lab.log());
+
+        // Kept: it runs on when the watcher is killed.
+        let started = lab.started_at();
+        lab.kill_watcher();
+        lab.watch();
+        until("the container is kept", || {
+            lab.log().contains("the container that runs is kept").then_some(())
+        });
+        assert_eq!((lab.container_id(), lab.started_at()), (first.clone(), started));
+
+        // Replaced: another image, then other values of config.json.
+        lab.end_watcher();
+        lab.archive("2.0.0");
+        lab.watch();
+        lab.until_well();
+        let second = lab.container_id();
+        assert_ne!(second, first);
+        assert!(lab.log().contains("replaced: its image is "), "{}", lab.log());
+        lab.end_watcher();
+        lab.config_json(r#", "deltaEndpoint": "https://delta.example.com""#);
+        lab.watch();
+        lab.until_well();
+        assert_ne!(lab.container_id(), second);
+        assert!(lab.log().contains("replaced: DELTA_ENDPOINT is "), "{}", lab.log());
+    });
+}
+
+#[test]
+fn a_container_that_is_killed_is_started_again_ever_later() {
+    in_lab(|lab| {
+        lab.archive("1.0.0");
+        lab.watch();
+        lab.until_well();
+        for wait in ["1 s", "2 s", "4 s"] {
+            let before = lab.started_at();
+            lab.docker(&["kill", supervisor::NAME]);
+            until("a new start", || (lab.started_at() != before && lab.runs()).then_some(()));
+            let line = format!("stopped: exit code 137; starts again in {wait}");
+            assert!(lab.log().contains(&line), "{line}: {}", lab.log());
+        }
+        let (_, json) = lab.twinhull(&["supervisor", "status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(status["watcher"]["restarts"], 3, "{json}");
+        assert_eq!(status["watcher"]["last_restart"], "stopped: exit code 137");
+    });
+}
+
+#[test]
+fn an_unhealthy_supervisor_is_started_again() {
+    in_lab(|lab| {
+        lab.archive("1.0.0");
+        lab.watch();
+        lab.until_well();
+        let before = lab.started_at();
+        let switch = lab.data().join("lab-unhealthy");
+        fs::write(&switch, "").unwrap();
+        let output = until("an unhealthy supervisor", || {
+            let health = supervisor::health(&lab.engine()).unwrap();
+            if let SupervisorHealth::Unhealthy { output } = health { Some(output) } else { None }
+        });
+        assert_eq!(output, "500 /data/lab-unhealthy says so");
+        until("a new start", || (lab.started_at() != before).then_some(()));
+        fs::remove_file(&switch).unwrap();
+        assert_eq!(lab.until_well(), SupervisorHealth::Healthy);
+        assert!(lab.log().contains("unhealthy for 2 s: started again"), "{}", lab.log());
+    });
+}
+
+#[test]
+fn an_engine_that_stops_and_starts_under_it_is_survived() {
+    in_lab(|lab| {
+        lab.archive("1.0.0");
+        lab.watch();
+        lab.until_well();
+        let id = lab.container_id();
+        lab.stop_dockerd();
+        until("the watcher noticed", || lab.log().contains("waiting for the engine").then_some(()));
+        let (code, text) = lab.twinhull(&["supervisor", "status"]);
+        assert!(code == 1 && text.contains("engine"), "{text}");
+        lab.start_dockerd().unwrap();
+        assert_eq!(lab.until_well(), SupervisorHealth::Healthy);
+        assert_eq!(lab.container_id(), id);
+        assert!(lab.watcher_lives(), "{}", lab.log());
+    });
+}
+
+#[test]
+fn an_engine_that_hangs_costs_deadlines_and_the_watchdog_stays_fed() {
+    in_lab(|lab| {
+        lab.archive("1.0.0");
+        lab.watch();
+        lab.until_well();
+        lab.freeze_dockerd();
+        let (code, text) = lab.twinhull(&["supervisor", "status"]);
+        assert!(code == 1 && text.contains("no answer within 5 s"), "{text}");
+        until("the watcher noticed", || lab.log().contains("no answer within").then_some(()));
+        lab.forget_notified();
+        until("WATCHDOG=1", || lab.notified().contains("WATCHDOG=1").then_some(()));
+        lab.thaw_dockerd();
+        until("the container is kept", || {
+            (lab.log().matches("the container that runs is kept").count() > 0).then_some(())
+        });
+        assert!(lab.watcher_lives(), "{}", lab.log());
+    });
+}
+
+#[test]
+fn an_image_that_is_nowhere_is_named_and_a_later_archive_is_found() {
+    in_lab(|lab| {
+        lab.conf("SUPERVISOR_IMAGE=lab/supervisor:1.0.0");
+        lab.watch();
+        let expected = "supervisor image lab/supervisor:1.0.0 is not in the engine, and no archive is in ";
+        until("an error that names it", || lab.log().contains(expected).then_some(()));
+        let (code, text) = lab.twinhull(&["supervisor", "status"]);
+        assert!(code == 1 && text.contains("missing") && text.contains(expected), "{text}");
+        lab.archive_zstd("1.0.0");
+        assert_eq!(lab.until_well(), SupervisorHealth::Healthy);
+    });
+}
