@@ -24,6 +24,7 @@ pub mod cmd;
 pub mod config;
 pub mod engine;
 mod error;
+pub mod feature;
 pub mod init;
 pub mod model;
 pub mod provision;

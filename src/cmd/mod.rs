@@ -2,6 +2,7 @@
 
 mod bundle;
 mod commit;
+mod features;
 mod health;
 mod host;
 pub mod init;
@@ -27,6 +28,7 @@ pub const COMMANDS: &[Command] = &[
     init::COMMAND,
     provision::COMMAND,
     supervisor::COMMAND,
+    features::COMMAND,
     bundle::COMMAND,
     version::COMMAND,
 ];
