@@ -113,13 +113,14 @@ fn unit_is_active(unit: &str) -> std::result::Result<(), String> {
         return Ok(());
     }
     let show = run("systemctl", &["show", "--property=Result,ExecMainStatus,SubState", unit])?;
-    let lines = run("journalctl", &["--no-pager", "--output=cat", "--lines=3", "--unit", unit])?;
-    Err(format!(
-        "{} ({}): {}",
-        state.output.trim(),
-        show.output.trim().replace('\n', " "),
-        lines.output.trim()
-    ))
+    // What the unit itself said, not what systemd says of it.
+    let own = format!("_SYSTEMD_UNIT={unit}");
+    let lines = run("journalctl", &["--no-pager", "--output=cat", "--boot", "--lines=3", &own])?;
+    let state = format!("{} ({})", state.output.trim(), show.output.trim().replace('\n', " "));
+    Err(match lines.output.trim() {
+        "" => state,
+        said => format!("{state}: {said}"),
+    })
 }
 
 /// What is true of this system now, to be asked of the next one.
