@@ -2,6 +2,7 @@
 
 mod bundle;
 mod commit;
+mod contracts;
 mod features;
 mod health;
 mod host;
@@ -29,6 +30,7 @@ pub const COMMANDS: &[Command] = &[
     provision::COMMAND,
     supervisor::COMMAND,
     features::COMMAND,
+    contracts::COMMAND,
     bundle::COMMAND,
     version::COMMAND,
 ];
