@@ -2,6 +2,7 @@
 
 mod bundle;
 mod commit;
+mod config;
 mod health;
 mod host;
 pub mod init;
@@ -26,6 +27,7 @@ pub const COMMANDS: &[Command] = &[
     rollback::COMMAND,
     init::COMMAND,
     provision::COMMAND,
+    config::COMMAND,
     supervisor::COMMAND,
     bundle::COMMAND,
     version::COMMAND,
