@@ -3,6 +3,8 @@
 mod bundle;
 mod commit;
 mod config;
+mod contracts;
+mod features;
 mod health;
 mod host;
 pub mod init;
@@ -29,6 +31,8 @@ pub const COMMANDS: &[Command] = &[
     provision::COMMAND,
     config::COMMAND,
     supervisor::COMMAND,
+    features::COMMAND,
+    contracts::COMMAND,
     bundle::COMMAND,
     version::COMMAND,
 ];
