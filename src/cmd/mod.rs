@@ -2,6 +2,7 @@
 
 mod bundle;
 mod commit;
+mod config;
 mod contracts;
 mod features;
 mod health;
@@ -29,6 +30,7 @@ pub const COMMANDS: &[Command] = &[
     rollback::COMMAND,
     init::COMMAND,
     provision::COMMAND,
+    config::COMMAND,
     supervisor::COMMAND,
     features::COMMAND,
     contracts::COMMAND,
