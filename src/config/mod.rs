@@ -4,4 +4,4 @@ mod config_json;
 mod settings;
 
 pub use config_json::ConfigJson;
-pub use settings::{Bundle, Chooser, Engine, Health, Init, Provision, Settings, Supervisor};
+pub use settings::{Boot, Bundle, Chooser, Engine, Health, Init, Provision, Settings, Supervisor};
