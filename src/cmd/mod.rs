@@ -3,6 +3,9 @@
 mod bundle;
 mod chooser;
 mod commit;
+mod config;
+mod contracts;
+mod features;
 mod health;
 mod host;
 pub mod init;
@@ -12,6 +15,7 @@ mod provision;
 mod resume;
 mod rollback;
 mod status;
+mod stranded;
 mod supervisor;
 mod version;
 
@@ -27,7 +31,10 @@ pub const COMMANDS: &[Command] = &[
     rollback::COMMAND,
     init::COMMAND,
     provision::COMMAND,
+    config::COMMAND,
     supervisor::COMMAND,
+    features::COMMAND,
+    contracts::COMMAND,
     bundle::COMMAND,
     version::COMMAND,
 ];

@@ -6,6 +6,7 @@
 
 pub mod files;
 mod grub_script;
+mod laws;
 mod loader;
 mod power;
 mod sweep;
