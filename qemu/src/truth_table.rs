@@ -12,7 +12,7 @@ const TABLE: &str = "boot/README.md";
 const SCRIPT: &str = "boot/grub/grub.cfg";
 const VARIABLES: [&str; 4] = ["resin_root_part", "upgrade_available", "bootcount", "os_bc_lim"];
 /// GRUB's modules that `boot/README.md` names, and what this driver needs.
-const MODULES: &str = "part_gpt part_msdos fat ext2 normal linux echo test regexp loadenv probe sleep reboot serial terminal halt";
+const MODULES: &str = "part_gpt part_msdos fat ext2 normal linux echo test regexp loadenv probe sleep reboot serial terminal halt configfile";
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// One row: the variables before, and what must come of them.
