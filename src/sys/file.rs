@@ -110,6 +110,17 @@ pub fn drop_cache(file: &File) -> Result<()> {
     Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?)
 }
 
+/// Whether there is a socket at `path`, or behind a link there.
+pub fn is_socket(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|m| m.file_type().is_socket())
+}
+
+/// `path` without links, or itself if that cannot be told.
+pub fn without_links(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// Whether something is mounted on the directory `path`.
 ///
 /// # Errors

@@ -17,7 +17,7 @@ use crate::engine::{Container, Engine, Events, Progress, Wake};
 use crate::sys::clock::{BootClock, Clock};
 use crate::sys::notify;
 use crate::sys::termination::Termination;
-use crate::{Doing, Error, Result, Root};
+use crate::{Doing, Error, Result, Root, feature};
 
 /// Without an event, the container is looked at this often: events can be lost.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -96,6 +96,9 @@ impl<'a> Watcher<'a> {
     fn attend(&mut self) -> Result<()> {
         (self.compared, self.running) = (false, false);
         let engine = Engine::connect(&self.settings.engine, self.root)?;
+        if let Err(e) = feature::host::make(self.root, engine.socket()) {
+            log::warn!("host side of the feature labels: {e}; `twinhull features check` says what it means");
+        }
         let mut events = engine.events(NAME, self.termination)?;
         log::debug!("engine {} at {}, API {}", engine.version(), engine.socket().display(), engine.api());
         loop {
