@@ -14,6 +14,7 @@ mod provision;
 mod resume;
 mod rollback;
 mod status;
+mod stranded;
 mod supervisor;
 mod version;
 
