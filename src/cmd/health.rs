@@ -38,11 +38,8 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     } else {
         for f in &findings {
             let mark = if f.passed { "pass" } else { "FAIL" };
-            sys::out::line(&format!(
-                "{mark}  {}  {}",
-                f.check,
-                f.output.trim_end().replace('\n', "\n      ")
-            ));
+            let line = format!("{mark}  {}  {}", f.check, f.output.trim_end().replace('\n', "\n      "));
+            sys::out::line(line.trim_end());
         }
     }
     Ok(u8::from(findings.iter().any(|f| !f.passed)))
@@ -113,13 +110,14 @@ fn unit_is_active(unit: &str) -> std::result::Result<(), String> {
         return Ok(());
     }
     let show = run("systemctl", &["show", "--property=Result,ExecMainStatus,SubState", unit])?;
-    let lines = run("journalctl", &["--no-pager", "--output=cat", "--lines=3", "--unit", unit])?;
-    Err(format!(
-        "{} ({}): {}",
-        state.output.trim(),
-        show.output.trim().replace('\n', " "),
-        lines.output.trim()
-    ))
+    // What the unit itself said, not what systemd says of it.
+    let own = format!("_SYSTEMD_UNIT={unit}");
+    let lines = run("journalctl", &["--no-pager", "--output=cat", "--boot", "--lines=3", &own])?;
+    let state = format!("{} ({})", state.output.trim(), show.output.trim().replace('\n', " "));
+    Err(match lines.output.trim() {
+        "" => state,
+        said => format!("{state}: {said}"),
+    })
 }
 
 /// What is true of this system now, to be asked of the next one.

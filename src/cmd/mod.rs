@@ -1,7 +1,11 @@
 //! One file per subcommand: what was typed, what it means, what is shown. The work is done below.
 
 mod bundle;
+mod chooser;
 mod commit;
+mod config;
+mod contracts;
+mod features;
 mod health;
 mod host;
 pub mod init;
@@ -11,6 +15,7 @@ mod provision;
 mod resume;
 mod rollback;
 mod status;
+mod stranded;
 mod supervisor;
 mod version;
 
@@ -26,7 +31,10 @@ pub const COMMANDS: &[Command] = &[
     rollback::COMMAND,
     init::COMMAND,
     provision::COMMAND,
+    config::COMMAND,
     supervisor::COMMAND,
+    features::COMMAND,
+    contracts::COMMAND,
     bundle::COMMAND,
     version::COMMAND,
 ];

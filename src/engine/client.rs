@@ -11,7 +11,7 @@ use super::api;
 use super::transport;
 use super::version::ApiVersion;
 use crate::config;
-use crate::{Doing, Error, Result, Root};
+use crate::{Doing, Error, Result, Root, sys};
 
 /// Answers are lists and descriptions; more than this is not from an engine.
 const LIMIT_BYTES: u64 = 8 * 1024 * 1024;
@@ -50,7 +50,8 @@ impl Engine {
                 names.join(", ")
             )));
         };
-        Self::at(&socket)
+        // The engine's own name: others in /run are links that we made to it, and containers are compared by it.
+        Self::at(&sys::file::without_links(&socket))
     }
 
     /// As [`connect`](Self::connect), with the engine that listens at `socket`.

@@ -52,6 +52,16 @@ pub fn open_read_write(path: &Path) -> Result<File> {
     OpenOptions::new().read(true).write(true).open(path).doing(|| format!("open {}", path.display()))
 }
 
+/// Writes one value to an existing file of `/sys` or `/proc`, in one call, without a newline.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn write_setting(path: &Path, value: &str) -> Result<()> {
+    use std::io::Write;
+    let mut file = OpenOptions::new().write(true).open(path).doing(|| format!("open {}", path.display()))?;
+    file.write_all(value.as_bytes()).doing(|| format!("write {value:?} to {}", path.display()))
+}
+
 /// Opens an existing file or device for reading.
 ///
 /// # Errors
@@ -108,6 +118,17 @@ pub fn next_data(file: &File, offset: u64) -> Result<Option<(u64, u64)>> {
 /// `Failed` if the kernel refuses.
 pub fn drop_cache(file: &File) -> Result<()> {
     Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?)
+}
+
+/// Whether there is a socket at `path`, or behind a link there.
+pub fn is_socket(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|m| m.file_type().is_socket())
+}
+
+/// `path` without links, or itself if that cannot be told.
+pub fn without_links(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Whether something is mounted on the directory `path`.

@@ -64,6 +64,20 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// Makes `name` a symbolic link to `target`, in place of another link but of nothing else. Not durable: for `/run`.
+///
+/// # Errors
+/// `Failed`, naming both; something that is no link is in the way.
+pub fn link(name: &Path, target: &Path) -> Result<()> {
+    let doing = || format!("link {} to {}", name.display(), target.display());
+    match fs::read_link(name) {
+        Ok(found) if found == target => return Ok(()),
+        Ok(_) => fs::remove_file(name).doing(doing)?,
+        Err(_) => {}
+    }
+    symlink(target, name).doing(doing)
+}
+
 /// Renames a file or tree within its directory, durably: it appears whole or not at all.
 ///
 /// # Errors
@@ -77,6 +91,20 @@ pub fn publish(from: &Path, to: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_replaces_a_link_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = dir.path().join("name");
+        for target in ["a", "a", "b"] {
+            link(&name, Path::new(target)).unwrap();
+            assert_eq!(fs::read_link(&name).unwrap(), Path::new(target));
+        }
+        let file = dir.path().join("file");
+        fs::write(&file, "kept").unwrap();
+        assert!(link(&file, Path::new("a")).is_err());
+        assert_eq!(fs::read(&file).unwrap(), b"kept");
+    }
 
     #[test]
     fn copies_tree_with_modes_and_links() {

@@ -14,6 +14,8 @@ use super::pace::Pace;
 use super::record::Record;
 use crate::config::Settings;
 use crate::engine::{Container, Engine, Events, Progress, Wake};
+use crate::feature::grant::EXTRA_FIRMWARE_VOLUME;
+use crate::feature::host;
 use crate::sys::clock::{BootClock, Clock};
 use crate::sys::notify;
 use crate::sys::termination::Termination;
@@ -96,6 +98,9 @@ impl<'a> Watcher<'a> {
     fn attend(&mut self) -> Result<()> {
         (self.compared, self.running) = (false, false);
         let engine = Engine::connect(&self.settings.engine, self.root)?;
+        if let Err(e) = make_host_side(self.root, &engine) {
+            log::warn!("host side of the feature labels: {e}; `twinhull features check` says what it means");
+        }
         let mut events = engine.events(NAME, self.termination)?;
         log::debug!("engine {} at {}, API {}", engine.version(), engine.socket().display(), engine.api());
         loop {
@@ -289,6 +294,15 @@ impl<'a> Watcher<'a> {
         if notify::watchdog_interval().is_some() {
             notify::notify("WATCHDOG=1");
         }
+    }
+}
+
+/// What containers expect of their host, as far as it takes an engine to make it.
+fn make_host_side(root: &Root, engine: &Engine) -> Result<()> {
+    host::make(root, engine.socket())?;
+    match engine.volume_dir(EXTRA_FIRMWARE_VOLUME)? {
+        Some(dir) => host::use_extra_firmware(root, &dir),
+        None => Ok(()),
     }
 }
 
