@@ -90,7 +90,7 @@ fn answers_of_a_server_are_told() {
     let longer = [head("200 OK", len + 1).as_bytes(), &bundle, b"x"].concat();
     for (answer, code, expected) in [
         (whole, 0, "good"),
-        (cut, 1, "the connection broke after "),
+        (cut, 1, "the download stopped after "),
         (open_end, 0, "good"),
         (open_cut, 1, "cut short"),
         (longer, 1, "bytes follow after the end"),
