@@ -39,7 +39,7 @@ pub struct Recipe {
     pub provides: Provides,
     /// zstd's level, 1 to 22.
     pub level: i32,
-    /// Blocks in a frame, 1 to [`index::FRAME_BLOCKS_MAX`].
+    /// Blocks in a frame, 1 to `index::FRAME_BLOCKS_MAX`.
     pub frame_blocks: u32,
 }
 
