@@ -11,6 +11,7 @@
 //! update               the update procedure: install, journal, resume, health
 //! init   provision     PID 1; first boot
 //! engine               the container engine and the supervisor
+//! compose contract     Compose files; what services require of the device
 //! feature bundle boot  labels; the update file; who boots next
 //! block  config        bytes on disks; settings and config.json
 //! model  sys           pure values; every system call
@@ -21,7 +22,9 @@ pub mod boot;
 pub mod bundle;
 pub mod cli;
 pub mod cmd;
+pub mod compose;
 pub mod config;
+pub mod contract;
 pub mod engine;
 mod error;
 pub mod feature;

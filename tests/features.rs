@@ -29,7 +29,7 @@ impl Host {
             "lib/firmware",
             "sys/kernel",
             "proc/sys/kernel",
-            "etc",
+            "etc/twinhull",
             "mnt/boot",
         ] {
             fs::create_dir_all(at(d)).unwrap();
@@ -39,6 +39,8 @@ impl Host {
                   SLUG=intel-nuc\nBALENA_BOARD_REV=abc123\n";
         for (path, text) in [
             ("etc/machine-id", ID),
+            // These sockets never answer: nothing is asked of an engine here.
+            ("etc/twinhull/lab.toml", "[engine]\nsockets = [\"/run/none.sock\"]\n"),
             ("proc/sys/kernel/osrelease", "6.1.0\n"),
             ("etc/os-release", os),
             ("mnt/boot/device-type.json", r#"{"slug":"intel-nuc","arch":"amd64"}"#),
@@ -143,6 +145,8 @@ fn mistakes_on_the_command_line_are_usage_errors() {
         &["features", "list", "--label", "dbus"],
         &["features", "resolve"],
         &["features", "check", "more"],
+        &["features", "check", "--service", "a"],
+        &["features", "resolve", "--compose", "x", "--label", "dbus"],
         &["features", "resolve", "--label"],
         &["features", "resolve", "--label", "d-bus"],
     ] {
@@ -150,4 +154,63 @@ fn mistakes_on_the_command_line_are_usage_errors() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
         assert!(text(&output.stderr).starts_with("twinhull: features"), "{output:?}");
     }
+}
+
+const COMPOSE: &str = "
+services:
+  one:
+    build: .
+    labels:
+      io.balena.features.dbus: 1
+      io.balena.features.supervisor-api: 'true'
+    network_mode: host
+  two:
+    build: ./two
+    labels: [io.balena.features.gpu=1]
+    volumes: ['/sys:/sys', '/home:/home']
+  three: {image: x/y}
+";
+
+#[test]
+fn resolve_reads_the_services_of_a_compose_file() {
+    let host = Host::new();
+    fs::write(host.path("docker-compose.yml"), COMPOSE).unwrap();
+    let file = host.path("docker-compose.yml");
+    let file = file.to_str().unwrap();
+    let all = host.json(&["features", "resolve", "--compose", file], 0);
+    assert_eq!(all["one"]["HostConfig"], json!({ "Binds": ["/run/dbus:/host/run/dbus"] }));
+    assert!(
+        all["one"]["Env"].as_array().unwrap().contains(&json!("BALENA_SUPERVISOR_HOST=127.0.0.1")),
+        "{all}"
+    );
+    assert_eq!(all["two"]["HostConfig"]["Binds"], json!(["/sys:/sys"]));
+    assert_eq!(all["three"], json!({}));
+    let two = host.json(&["features", "resolve", "--compose", file, "--service", "two"], 0);
+    assert_eq!(two, all["two"]);
+    // What is not given is told.
+    let output = host.run(&["features", "resolve", "--compose", file]);
+    assert!(text(&output.stderr).contains("service two: bind mounts are not given: /home"), "{output:?}");
+    let output = host.run(&["features", "resolve", "--compose", file, "--service", "four"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("docker-compose.yml: no service \"four\"; there are: one, two, three")
+    );
+}
+
+#[test]
+fn check_of_a_compose_file_looks_at_what_it_asks_for() {
+    let host = Host::new();
+    fs::write(host.path("docker-compose.yml"), COMPOSE).unwrap();
+    let file = host.path("docker-compose.yml");
+    let file = file.to_str().unwrap();
+    let rows = host.json(&["features", "check", "--compose", file], 1);
+    let missing: Vec<_> = rows.as_array().unwrap().iter().filter(|r| r["ok"] == false).collect();
+    assert_eq!(missing.len(), 1, "{rows}");
+    assert_eq!(
+        (&missing[0]["service"], &missing[0]["label"]),
+        (&json!("two"), &json!("io.balena.features.gpu"))
+    );
+    host.json(&["features", "check", "--compose", file, "--service", "one"], 0);
+    fs::remove_file(host.path("run/dbus/system_bus_socket")).unwrap();
+    host.json(&["features", "check", "--compose", file, "--service", "one"], 1);
 }

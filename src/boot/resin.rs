@@ -114,6 +114,17 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_starts_to_count_anew_whatever_an_older_count_says() {
+        for older in
+            ["bootcount=3 upgrade_available=0", "bootcount=2 upgrade_available=1 os_bc_lim=3", "bootcount=x"]
+        {
+            let mut v = variables(&format!("resin_root_part=2 {older}"));
+            arm(&mut v, PARTITIONS, Slot::B, 3);
+            assert_eq!(plan(&v, PARTITIONS).unwrap(), BootPlan::on_trial(Slot::B, 3), "{older}");
+        }
+    }
+
+    #[test]
     fn nonsense_is_an_error_that_names_the_variable() {
         for (text, expected) in [
             ("", "resin_root_part is \"\", expected 2 (slot A) or 3 (slot B)"),

@@ -30,6 +30,7 @@ Usage: twinhull install [OPTIONS] FILE|URL|-
   FILE|URL|-         the bundle: a file, an http(s):// address, or - for standard input; it is never stored
   --reboot           reboot into the new system when it is armed
   --allow-downgrade  accept a version older than the running one
+  --force            install even if a service that runs here loses what it requires
 
 What happens: the signature is checked (keys in bundle.keys) before anything else is believed; the bundle must be meant for
 this device and fit the slot; every block is checked before it is written; the slot is flushed and read back from the
@@ -37,8 +38,11 @@ medium; then, with one write, the bootloader is told to try it for boot.tries bo
 After the reboot `twinhull resume` checks its health and commits, or goes back.
 
 Cut short in any way, the device stays on the running system; install again.
+An update that takes from a service what its labels require (io.balena.features.requires.*) and this OS has is refused; an
+optional service is told. See `twinhull contracts --help`.
+
 Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a trial
-under way). With --json: one line per event: {event: begin|progress|read-back|armed, ..}.
+under way, a service that would be stranded). With --json: one line per event: {event: begin|progress|read-back|armed, ..}.
 
   twinhull install https://updates.example.com/nuc-2.1.0.bundle
   ssh device twinhull install --reboot - < nuc-2.1.0.bundle
@@ -48,16 +52,18 @@ struct Args {
     bundle: String,
     reboot: bool,
     allow_downgrade: bool,
+    force: bool,
 }
 
 impl Args {
     fn parse(mut parser: lexopt::Parser) -> Result<Self> {
         use lexopt::prelude::*;
-        let (mut bundle, mut reboot, mut allow_downgrade) = (None, false, false);
+        let (mut bundle, mut reboot, mut allow_downgrade, mut force) = (None, false, false, false);
         while let Some(arg) = parser.next().map_err(usage("install"))? {
             match arg {
                 Long("reboot") => reboot = true,
                 Long("allow-downgrade") => allow_downgrade = true,
+                Long("force") => force = true,
                 Value(v) if bundle.is_none() => bundle = Some(v.string().map_err(usage("install"))?),
                 _ => return Err(usage("install")(arg.unexpected())),
             }
@@ -65,7 +71,7 @@ impl Args {
         let bundle = bundle.ok_or_else(|| {
             Error::usage("install: which bundle? give a FILE, a URL or -; see `twinhull install --help`")
         })?;
-        Ok(Self { bundle, reboot, allow_downgrade })
+        Ok(Self { bundle, reboot, allow_downgrade, force })
     }
 }
 
@@ -108,6 +114,7 @@ fn install(
     let mut bundle = Bundle::open(source, &keys)?;
     let facts = facts(context, host, slot_len_bytes)?;
     bundle.manifest().check_suits(&facts, args.allow_downgrade)?;
+    super::stranded::check(context, &settings, bundle.manifest(), args.force)?;
     let release = Release { version: bundle.manifest().version.clone(), manifest: bundle.manifest_digest() };
     if host.machine.waits_for(&release)? {
         return Ok(None);

@@ -2,6 +2,8 @@
 
 mod bundle;
 mod commit;
+mod config;
+mod contracts;
 mod features;
 mod health;
 mod host;
@@ -12,6 +14,7 @@ mod provision;
 mod resume;
 mod rollback;
 mod status;
+mod stranded;
 mod supervisor;
 mod version;
 
@@ -27,8 +30,10 @@ pub const COMMANDS: &[Command] = &[
     rollback::COMMAND,
     init::COMMAND,
     provision::COMMAND,
+    config::COMMAND,
     supervisor::COMMAND,
     features::COMMAND,
+    contracts::COMMAND,
     bundle::COMMAND,
     version::COMMAND,
 ];

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::host::{Host, os_version};
 use crate::cli::{Command, Context};
+use crate::config::{ConfigJson, Origin, damaged_texts, keys};
 use crate::model::phase::Phase;
 use crate::model::record::{Ended, State};
 use crate::{Error, Result, provision, sys};
@@ -27,7 +28,8 @@ Exit 1 if something that should be there is missing (the text says what, and wha
 contradict each other, else 0.
 
 With --json: {os: {version, slot}, device: {type, arch, uuid}, boot: {chooser, primary, trial: null | {slot, tries_left}},
-phase, update: {state, last: null | {result, target, release, reason}}, provision, supervisor, problems: [..]}
+phase, update: {state, last: null | {result, target, release, reason}}, provision, supervisor,
+config: {last_good_copy, problems: [..], damaged_texts: [..]}, problems: [..]}
 ";
 
 /// What a status consists of: each part is there, or the reason why it is not.
@@ -45,6 +47,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let host = Host::open(context);
     report.os(context, host.as_ref().ok());
     report.device(context);
+    report.config(context);
     match &host {
         Ok(host) => report.update(host),
         Err(e) => report.problem(e.clone()),
@@ -94,6 +97,36 @@ impl Report {
         if let Err(e) = kind {
             self.problem(e);
         }
+    }
+
+    /// Whether `config.json` is as it should be. A damaged one is a problem until its last good copy is in its place,
+    /// and a note for as long as its text is kept.
+    fn config(&mut self, context: &Context) {
+        let Ok(settings) = context.settings() else { return };
+        let path = &settings.provision.config_json;
+        // That it cannot be read at all is said by the parts that need it.
+        let Ok(Some(config)) = ConfigJson::peek(&context.root, path) else { return };
+        let mut found: Vec<String> = keys::check(&config)
+            .into_iter()
+            .map(|f| format!("config.json: {}: {}", f.key, f.problem))
+            .collect();
+        if let Origin::LastGood { why } = config.origin() {
+            found
+                .push(format!("{why}; the last good copy is used, `twinhull config apply` puts it in place"));
+        }
+        let kept = damaged_texts(&context.root, path).unwrap_or_default();
+        let kept: Vec<_> = kept.iter().map(|p| p.display().to_string()).collect();
+        if !kept.is_empty() {
+            let text =
+                format!("damaged once, what it held is in {}; look at it, then remove it", kept.join(", "));
+            self.lines.push(format!("config.json {text}"));
+        }
+        let last_good = config.origin() != &Origin::File;
+        self.json.insert(
+            "config".into(),
+            json!({"last_good_copy": last_good, "problems": found, "damaged_texts": kept}),
+        );
+        found.into_iter().for_each(|text| self.problem(Error::failed(text)));
     }
 
     fn update(&mut self, host: &Host) {

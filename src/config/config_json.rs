@@ -1,8 +1,11 @@
 //! The device's `config.json`: what the image's maker, the supervisor and we know about this device.
 //!
 //! Keys that are not ours stay as they are spelled, in their order; the file's style (compact as the supervisor
-//! writes it, or indented) stays too. A file that is not a JSON object is an error and is never written over.
-//! Every change is one read, change and write under a lock between our own processes, through fatrw's journal.
+//! writes it, or indented) stays too. Every change is one read, change and write under a lock between our own
+//! processes, through fatrw's journal.
+//!
+//! A file that is not a JSON object is never written over: its text is kept beside it first, and the last good copy
+//! (see `last_good`) is used and put in its place. Without such a copy it is an error, and nothing is changed.
 //!
 //! Types are lenient where balena's own writers differ: `deviceId`, `applicationId` and `registered_at` may be
 //! numbers or numeric strings, flags may be `"true"`, and `null` or `""` is the same as absent.
@@ -12,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine;
-use serde::de::{MapAccess, Visitor};
 use serde_json::Value;
-use serde_json::value::RawValue;
 
+use super::json_text::Object;
+use super::last_good;
 use crate::sys::clock::{BootClock, Clock};
 use crate::sys::fatrw::Observer;
 use crate::{Doing, Error, Result, Root, sys};
@@ -23,35 +26,44 @@ use crate::{Doing, Error, Result, Root, sys};
 const LOCK: &str = "/run/twinhull/config.json.lock";
 const LOCK_DEADLINE: Duration = Duration::from_secs(30);
 const LIMIT_BYTES: u64 = 1024 * 1024;
+/// A script that writes the file in place is in the middle of it for less than this.
+const WRITER_S_MOMENT: Duration = Duration::from_millis(200);
 
 /// A `config.json` in memory.
 #[derive(Clone)]
 pub struct ConfigJson {
     path: PathBuf,
-    entries: Vec<(String, Box<RawValue>)>,
-    style: Style,
+    object: Object,
+    origin: Origin,
     changed: bool,
 }
 
-/// How the file is laid out.
+/// Where what is in memory came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Style {
-    /// White space before each key if every key has its own line.
-    indent: Option<String>,
-    /// What stands behind the closing brace.
-    end: String,
+pub enum Origin {
+    /// The file itself.
+    File,
+    /// The last good copy, because of what is wrong with the file.
+    LastGood {
+        /// What is wrong with the file; one line.
+        why: String,
+    },
 }
 
 impl ConfigJson {
-    /// Reads the file, after finishing a write that a power cut interrupted. `None`: there is none.
+    /// Reads the file, after finishing a write that a power cut interrupted, or the last good copy if it is damaged
+    /// or gone. `None`: there is neither. A good file becomes the last good copy.
     ///
     /// # Errors
-    /// `Failed`, naming the file, and line and column if it is not a JSON object.
+    /// `Failed`, naming the file, and line and column if it is not a JSON object and there is no good copy.
     pub fn load(root: &Root, path: &Path) -> Result<Option<Self>> {
         let _lock = lock(root)?;
-        sys::fatrw::read(&root.path(path), LIMIT_BYTES)?
-            .map(|bytes| Self::parse(root.path(path), &bytes))
-            .transpose()
+        let bytes = sys::fatrw::read(&root.path(path), LIMIT_BYTES)?;
+        let config = Self::choose(root, path, bytes.as_deref())?;
+        if let (Some(Self { origin: Origin::File, .. }), Some(bytes)) = (&config, &bytes) {
+            last_good::keep(root, bytes);
+        }
+        Ok(config)
     }
 
     /// What [`ConfigJson::load`] would give, without a lock and without writing.
@@ -59,18 +71,19 @@ impl ConfigJson {
     /// # Errors
     /// As [`ConfigJson::load`].
     pub fn peek(root: &Root, path: &Path) -> Result<Option<Self>> {
-        sys::fatrw::peek(&root.path(path), LIMIT_BYTES)?
-            .map(|bytes| Self::parse(root.path(path), &bytes))
-            .transpose()
+        let bytes = sys::fatrw::peek(&root.path(path), LIMIT_BYTES)?;
+        Self::choose(root, path, bytes.as_deref())
     }
 
     /// Changes the file: reads it, lets `change` work on it, and writes it if anything changed, all under the lock.
+    /// A damaged file is kept beside it and replaced by the last good copy with the change in it.
     ///
     /// After `Ok` the new content survives a power cut; after a cut it is the old or the new one. `observer` is
     /// told of each operation of the write.
     ///
     /// # Errors
-    /// `Failed` as [`ConfigJson::load`], if there is no file, from `change`, or if it cannot be written.
+    /// `Failed` as [`ConfigJson::load`], if there is no file and no good copy, from `change`, or if it cannot be
+    /// written.
     pub fn edit<T>(
         root: &Root,
         path: &Path,
@@ -79,15 +92,69 @@ impl ConfigJson {
     ) -> Result<T> {
         let _lock = lock(root)?;
         let file = root.path(path);
-        let bytes = sys::fatrw::read_observed(&file, LIMIT_BYTES, observer)?.ok_or_else(|| {
-            Error::failed("No such file or directory").within(format!("read {}", file.display()))
-        })?;
-        let mut config = Self::parse(file, &bytes)?;
+        let missing =
+            || Error::failed("No such file or directory").within(format!("read {}", file.display()));
+        let read = || sys::fatrw::read_observed(&file, LIMIT_BYTES, observer);
+        let mut bytes = read()?;
+        let mut config = Self::choose(root, path, bytes.as_deref())?.ok_or_else(missing)?;
+        if config.origin != Origin::File {
+            BootClock.sleep(WRITER_S_MOMENT);
+            bytes = read()?;
+            config = Self::choose(root, path, bytes.as_deref())?.ok_or_else(missing)?;
+        }
+        if let Origin::LastGood { why } = &config.origin {
+            log::warn!("{why}; the last good copy takes its place");
+            match &bytes {
+                Some(damaged) => last_good::set_aside(&file, damaged, observer)?,
+                // Nothing there: then the partition itself must be.
+                None if root.is_host() && !on_a_mount(&file)? => return Err(missing()),
+                None => {}
+            }
+            config.changed = true;
+        }
         let result = change(&mut config)?;
         if config.changed {
             sys::fatrw::write_observed(&config.path, config.text().as_bytes(), observer)?;
         }
+        last_good::keep(root, config.text().as_bytes());
         Ok(result)
+    }
+
+    /// Puts the last good copy in the place of a damaged file, whose text is kept beside it. A good file is left as
+    /// it is. `None`: there is neither a file nor a copy. The origin of the result says whether there was a need.
+    ///
+    /// # Errors
+    /// As [`ConfigJson::edit`].
+    pub fn settle(root: &Root, path: &Path) -> Result<Option<Self>> {
+        match Self::load(root, path)? {
+            Some(Self { origin: Origin::LastGood { .. }, .. }) => {
+                Self::edit(root, path, &|_| Ok(()), |config| Ok(Some(config.clone())))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// The file if it is good, else the last good copy; an error if the file is bad and there is none.
+    fn choose(root: &Root, path: &Path, bytes: Option<&[u8]>) -> Result<Option<Self>> {
+        let file = root.path(path);
+        let why = match bytes.map(|b| Self::parse(file.clone(), b)) {
+            // What a script leaves that could not read it: as long as something better is known it is no good.
+            Some(Ok(config)) if config.object.is_empty() => {
+                Error::failed(format!("{}: nothing but {{}}", file.display()))
+            }
+            Some(Ok(config)) => return Ok(Some(config)),
+            Some(Err(e)) => e,
+            None => Error::failed(format!("{} is missing", file.display())),
+        };
+        let good = last_good::read(root).and_then(|good| Object::parse(&good).ok()).filter(|o| !o.is_empty());
+        match (good, bytes) {
+            (Some(object), _) => {
+                let origin = Origin::LastGood { why: why.to_string() };
+                Ok(Some(Self { path: file, object, origin, changed: false }))
+            }
+            (None, None) => Ok(None),
+            (None, Some(bytes)) => Self::parse(file, bytes).map(Some),
+        }
     }
 
     /// Reads the text of a file; `path` is only for messages and for writing.
@@ -95,7 +162,7 @@ impl ConfigJson {
     /// # Errors
     /// `Failed`, naming file, line and column, if it is not a JSON object.
     pub fn parse(path: PathBuf, bytes: &[u8]) -> Result<Self> {
-        let Entries(entries) = serde_json::from_slice(bytes).map_err(|e| {
+        let object = Object::parse(bytes).map_err(|e| {
             let text = e.to_string();
             // serde_json puts the place last; people look for it first.
             let why = text.split(" at line ").next().unwrap_or_default();
@@ -106,49 +173,53 @@ impl ConfigJson {
                 e.column()
             ))
         })?;
-        Ok(Self { path, entries, style: Style::of(bytes), changed: false })
+        Ok(Self { path, object, origin: Origin::File, changed: false })
+    }
+
+    /// Where this came from.
+    pub const fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     /// The file as it would be written.
     pub fn text(&self) -> String {
-        let (open, between, colon, close) = match &self.style.indent {
-            Some(indent) => (format!("{{\n{indent}"), format!(",\n{indent}"), ": ", "\n}"),
-            None => ("{".into(), ",".into(), ":", "}"),
-        };
-        let mut text = String::from("{");
-        for (i, (key, value)) in self.entries.iter().enumerate() {
-            let before = if i == 0 { open.get(1..).unwrap_or_default() } else { &between };
-            // A `Value` prints the key with its quotes and escapes.
-            text.push_str(&format!("{before}{}{colon}{}", Value::from(key.as_str()), value.get()));
-        }
-        text.push_str(if self.entries.is_empty() { "}" } else { close });
-        text + &self.style.end
+        self.object.text()
     }
 
-    /// Sets `key`: in its place if it is there, else at the end. The same value again is no change.
+    /// The keys at the top, in their order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.object.keys()
+    }
+
+    /// Sets `key`, which may be a path such as `os.network.connectivity.uri`: in its place if it is there, else at
+    /// the end. The same value again is no change.
     ///
     /// # Errors
-    /// `Failed` if the value cannot be written as JSON.
+    /// `Failed` if something on the path is no object, or the value cannot be written as JSON.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) -> Result<()> {
         let value = value.into();
         if self.value(key).as_ref() == Some(&value) {
             return Ok(());
         }
-        let raw =
-            serde_json::value::to_raw_value(&value).map_err(|e| Error::failed(format!("{key}: {e}")))?;
-        match self.entries.iter_mut().find(|(k, _)| k == key) {
-            Some((_, old)) => *old = raw,
-            None => self.entries.push((key.to_owned(), raw)),
-        }
+        let path = self.path_of(key);
+        self.object.set(&path, &value).map_err(|e| self.wrong(key, &e.to_string()))?;
         self.changed = true;
         Ok(())
     }
 
-    /// Removes `key`; the others keep their order. A key that is not there is fine.
-    pub fn remove(&mut self, key: &str) {
-        let before = self.entries.len();
-        self.entries.retain(|(k, _)| k != key);
-        self.changed |= self.entries.len() != before;
+    /// Removes `key`, which may be a path; the others keep their order. A key that is not there is fine.
+    ///
+    /// # Errors
+    /// `Failed` if something on the path is no object.
+    pub fn remove(&mut self, key: &str) -> Result<()> {
+        let path = self.path_of(key);
+        self.changed |= self.object.remove(&path).map_err(|e| self.wrong(key, &e.to_string()))?;
+        Ok(())
+    }
+
+    /// `key` itself if it is at the top, else a path of keys.
+    fn path_of<'a>(&self, key: &'a str) -> Vec<&'a str> {
+        if self.object.keys().any(|k| k == key) { vec![key] } else { key.split('.').collect() }
     }
 
     /// `uuid`: 32 hex digits, but any text is taken, as balenaOS does.
@@ -226,7 +297,7 @@ impl ConfigJson {
     /// # Errors
     /// As [`ConfigJson::uuid`].
     pub fn development_mode(&self) -> Result<bool> {
-        self.flag("developmentMode")
+        Ok(self.flag("developmentMode")?.unwrap_or(false))
     }
 
     /// `balenaRootCA`, decoded from base64: one or more certificates as PEM text.
@@ -236,25 +307,32 @@ impl ConfigJson {
     pub fn root_ca_pem(&self) -> Result<Option<String>> {
         const KEY: &str = "balenaRootCA";
         let Some(text) = self.string(KEY)? else { return Ok(None) };
-        let packed: String = text.split_whitespace().collect();
-        let pem = base64::engine::general_purpose::STANDARD
-            .decode(packed)
-            .ok()
-            .and_then(|b| String::from_utf8(b).ok());
-        match pem {
-            Some(pem) if pem.contains("-----BEGIN CERTIFICATE-----") => Ok(Some(pem)),
-            _ => Err(self.wrong(KEY, "expected certificates in PEM format, encoded as base64")),
-        }
+        let wrong = || self.wrong(KEY, "expected certificates in PEM format, encoded as base64");
+        Self::decode_certificates(&text).map(Some).ok_or_else(wrong)
     }
 
-    /// The value of `key`; `null` is absent.
+    /// The PEM text that is packed in base64, if it is that.
+    pub(super) fn decode_certificates(text: &str) -> Option<String> {
+        let packed: String = text.split_whitespace().collect();
+        let pem = base64::engine::general_purpose::STANDARD.decode(packed).ok()?;
+        String::from_utf8(pem).ok().filter(|pem| pem.contains("-----BEGIN CERTIFICATE-----"))
+    }
+
+    /// The value of `key`, which may be a path; `null` is absent.
     pub fn value(&self, key: &str) -> Option<Value> {
-        let (_, raw) = self.entries.iter().find(|(k, _)| k == key)?;
-        serde_json::from_str(raw.get()).ok().filter(|v: &Value| !v.is_null())
+        let mut path = self.path_of(key).into_iter();
+        let mut value = self.object.value(path.next()?)?;
+        for key in path {
+            value = value.as_object_mut()?.shift_remove(key)?;
+        }
+        Some(value).filter(|v| !v.is_null())
     }
 
     /// `key` as text; empty text is absent.
-    fn string(&self, key: &str) -> Result<Option<String>> {
+    ///
+    /// # Errors
+    /// As [`ConfigJson::uuid`].
+    pub fn string(&self, key: &str) -> Result<Option<String>> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::String(s)) => Ok(Some(s).filter(|s| !s.is_empty())),
@@ -263,7 +341,10 @@ impl ConfigJson {
     }
 
     /// `key` as a whole number above 0, also in a string; 0 is absent, as it is for the supervisor.
-    fn number(&self, key: &str) -> Result<Option<u64>> {
+    ///
+    /// # Errors
+    /// As [`ConfigJson::uuid`].
+    pub fn number(&self, key: &str) -> Result<Option<u64>> {
         let found = match self.value(key) {
             None => return Ok(None),
             Some(Value::String(s)) if s.is_empty() => return Ok(None),
@@ -276,12 +357,17 @@ impl ConfigJson {
         }
     }
 
-    fn flag(&self, key: &str) -> Result<bool> {
+    /// `key` as a flag, also in a string.
+    ///
+    /// # Errors
+    /// As [`ConfigJson::uuid`].
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
         match self.value(key) {
-            None => Ok(false),
-            Some(Value::Bool(b)) => Ok(b),
-            Some(Value::String(s)) if matches!(s.as_str(), "true" | "1") => Ok(true),
-            Some(Value::String(s)) if matches!(s.as_str(), "" | "false" | "0") => Ok(false),
+            None => Ok(None),
+            Some(Value::Bool(b)) => Ok(Some(b)),
+            Some(Value::String(s)) if s.is_empty() => Ok(None),
+            Some(Value::String(s)) if matches!(s.as_str(), "true" | "1") => Ok(Some(true)),
+            Some(Value::String(s)) if matches!(s.as_str(), "false" | "0") => Ok(Some(false)),
             Some(_) => Err(self.wrong(key, "expected true or false")),
         }
     }
@@ -295,11 +381,12 @@ impl ConfigJson {
 /// Keys only: values may be secret.
 impl fmt::Debug for ConfigJson {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.entries.iter().map(|(k, _)| k)).finish()
+        f.debug_list().entries(self.keys()).finish()
     }
 }
 
-fn type_of(value: &Value) -> &'static str {
+/// What a value is, in words.
+pub(super) fn type_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",
@@ -308,6 +395,10 @@ fn type_of(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
+}
+
+fn on_a_mount(file: &Path) -> Result<bool> {
+    sys::file::is_mount_point(sys::durable::parent(file)?)
 }
 
 /// Waits for our own other writers. The supervisor and os-config know no lock; against them only fatrw helps.
@@ -323,45 +414,6 @@ fn lock(root: &Root) -> Result<sys::lock::Lock> {
             return Err(Error::failed(text)).doing(|| format!("lock {}", path.display()));
         }
         BootClock.sleep(Duration::from_millis(20));
-    }
-}
-
-impl Style {
-    fn of(bytes: &[u8]) -> Self {
-        let text = String::from_utf8_lossy(bytes);
-        let inside = text.trim_start().strip_prefix('{').unwrap_or_default();
-        let white = inside.split(|c: char| !c.is_whitespace()).next().unwrap_or_default();
-        let indent = white.rsplit_once('\n').map(|(_, indent)| indent.to_owned());
-        let end = if text.ends_with('\n') { "\n".into() } else { String::new() };
-        Self { indent, end }
-    }
-}
-
-/// The entries of an object in their order. Of equal keys the last value counts, as for every other reader.
-struct Entries(Vec<(String, Box<RawValue>)>);
-
-impl<'de> serde::Deserialize<'de> for Entries {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        struct Collect;
-        impl<'de> Visitor<'de> for Collect {
-            type Value = Entries;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object ({…})")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
-                let mut entries: Vec<(String, Box<RawValue>)> = Vec::new();
-                while let Some((key, value)) = map.next_entry::<String, Box<RawValue>>()? {
-                    match entries.iter_mut().find(|(k, _)| *k == key) {
-                        Some((_, old)) => *old = value,
-                        None => entries.push((key, value)),
-                    }
-                }
-                Ok(Entries(entries))
-            }
-        }
-        d.deserialize_map(Collect)
     }
 }
 
@@ -394,7 +446,7 @@ mod tests {
     #[test]
     fn what_is_not_ours_stays_as_it_is_spelled() {
         let mut config = parse(REAL);
-        config.remove("apiKey");
+        config.remove("apiKey").unwrap();
         config.set("deviceId", 7).unwrap();
         config.set("applicationId", 1234).unwrap();
         let expected = REAL.replace(r#""apiKey":"secret","#, "");
@@ -481,6 +533,115 @@ mod tests {
         }
     }
 
+    /// A host with a state partition, on which `text` was good and `damaged` is now.
+    fn damaged_host(text: &str, damaged: Option<&str>) -> (tempfile::TempDir, Root, &'static Path) {
+        let (dir, root, path) = host(text);
+        sys::durable::create_dir(&root.path("/mnt/state")).unwrap();
+        ConfigJson::load(&root, path).unwrap();
+        match damaged {
+            Some(text) => sys::durable::replace(&root.path(path), text.as_bytes(), 0o600).unwrap(),
+            None => sys::durable::remove(&root.path(path)).unwrap(),
+        }
+        (dir, root, path)
+    }
+
+    fn asides(root: &Root, path: &Path) -> Vec<String> {
+        let found = last_good::damaged_texts(root, path).unwrap();
+        found.iter().map(|p| String::from_utf8(sys::file::read(p, 9999).unwrap()).unwrap()).collect()
+    }
+
+    #[test]
+    fn each_truncation_is_kept_aside_and_the_last_good_copy_goes_on() {
+        let one = |n: usize| {
+            let cut = REAL.get(..n).unwrap();
+            let (_dir, root, path) = damaged_host(REAL, Some(cut));
+            let seen = ConfigJson::peek(&root, path).unwrap().unwrap();
+            assert_eq!(seen.text(), parse(REAL).text(), "{n}");
+            let Origin::LastGood { why } = seen.origin() else { panic!("{n}") };
+            assert!(why.contains("config.json, line 1, column"), "{why}");
+            // Looking changes nothing.
+            assert_eq!(sys::file::read(&root.path(path), 9999).unwrap(), cut.as_bytes());
+            ConfigJson::edit(&root, path, &|_| Ok(()), |c| c.set("uuid", "u")).unwrap();
+            let now = ConfigJson::load(&root, path).unwrap().unwrap();
+            assert_eq!(now.origin(), &Origin::File);
+            let mut expected = parse(REAL);
+            expected.set("uuid", "u").unwrap();
+            assert_eq!(now.text(), expected.text());
+            assert_eq!(asides(&root, path), [cut], "{n}");
+        };
+        // Each waits for a moment, in which a script might end its write.
+        std::thread::scope(|s| {
+            for worker in 0..32 {
+                s.spawn(move || (worker..REAL.len()).step_by(32).for_each(one));
+            }
+        });
+    }
+
+    #[test]
+    fn an_empty_object_or_no_file_at_all_is_not_taken_for_the_devices_wish() {
+        for damaged in [Some("{}"), Some("{ }\n"), Some(""), Some("null"), None] {
+            let (_dir, root, path) = damaged_host(REAL, damaged);
+            let config = ConfigJson::settle(&root, path).unwrap().unwrap();
+            assert_eq!(config.api_key().unwrap().as_deref(), Some("secret"), "{damaged:?}");
+            assert_eq!(sys::file::read(&root.path(path), 9999).unwrap(), config.text().as_bytes());
+            assert_eq!(asides(&root, path), damaged.into_iter().collect::<Vec<_>>());
+        }
+        // Without a copy there is nothing better.
+        let (_dir, root, path) = damaged_host("{}", Some("{}"));
+        assert_eq!(ConfigJson::settle(&root, path).unwrap().unwrap().origin(), &Origin::File);
+    }
+
+    #[test]
+    fn no_cut_of_the_repair_loses_either_text() {
+        const BAD: &str = "{\"hostname\": \"mine\" \"typo\": 1}";
+        let mut cuts = 0;
+        for at in 0.. {
+            let (_dir, root, path) = damaged_host(REAL, Some(BAD));
+            let seen = std::cell::Cell::new(0);
+            let cut = |_| match seen.replace(seen.get() + 1) {
+                n if n >= at => Err(Error::failed("cut")),
+                _ => Ok(()),
+            };
+            if ConfigJson::edit(&root, path, &cut, |c| c.set("uuid", "u")).is_ok() {
+                break;
+            }
+            assert!(ConfigJson::peek(&root, path).unwrap().unwrap().api_key().unwrap().is_some(), "{at}");
+            ConfigJson::settle(&root, path).unwrap();
+            let now = ConfigJson::load(&root, path).unwrap().unwrap();
+            assert_eq!((now.origin(), asides(&root, path)), (&Origin::File, vec![BAD.to_owned()]), "{at}");
+            cuts += 1;
+        }
+        assert_eq!(cuts, 14, "two writes of seven operations");
+    }
+
+    #[test]
+    fn the_copy_is_for_root_only_and_follows_each_change() {
+        use std::os::unix::fs::PermissionsExt;
+        let (_dir, root, path) = damaged_host(REAL, Some(REAL));
+        ConfigJson::edit(&root, path, &|_| Ok(()), |c| c.remove("apiKey")).unwrap();
+        let copy = root.path("/mnt/state/twinhull/config.json.last-good");
+        assert_eq!(std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!String::from_utf8(sys::file::read(&copy, 9999).unwrap()).unwrap().contains("secret"));
+    }
+
+    #[test]
+    fn paths_reach_into_objects_and_a_key_with_dots_goes_before_them() {
+        let mut config = parse(r#"{"os":{"network":{"connectivity":{"uri":"u"}}},"a.b":1}"#);
+        assert_eq!(config.string("os.network.connectivity.uri").unwrap().as_deref(), Some("u"));
+        assert_eq!(
+            (config.value("os.network.none"), config.value("os.network.connectivity.uri.x")),
+            (None, None)
+        );
+        config.set("a.b", 2).unwrap();
+        config.set("os.sshKeys", vec!["k"]).unwrap();
+        assert_eq!(
+            config.text(),
+            r#"{"os":{"network":{"connectivity":{"uri":"u"}},"sshKeys":["k"]},"a.b":2}"#
+        );
+        let e = config.set("os.sshKeys.x", 1).unwrap_err().to_string();
+        assert!(e.contains("config.json: os.sshKeys.x: os: sshKeys: expected an object"), "{e}");
+    }
+
     #[test]
     fn an_edit_is_seen_by_the_next_reader_and_no_change_writes_nothing() {
         let (_dir, root, path) = host(REAL);
@@ -500,13 +661,13 @@ mod tests {
                 let root = &root;
                 s.spawn(move || {
                     for n in 0..5 {
-                        let key = format!("{writer}.{n}");
+                        let key = format!("{writer}-{n}");
                         ConfigJson::edit(root, path, &|_| Ok(()), |c| c.set(&key, n)).unwrap();
                     }
                 });
             }
         });
-        assert_eq!(ConfigJson::load(&root, path).unwrap().unwrap().entries.len(), 20);
+        assert_eq!(ConfigJson::load(&root, path).unwrap().unwrap().keys().count(), 20);
     }
 
     fn json() -> impl Strategy<Value = Value> {

@@ -1,7 +1,12 @@
 //! What people and the cloud decide: settings of the image (TOML fragments) and the device's `config.json`.
 
+pub mod apply;
 mod config_json;
+mod json_text;
+pub mod keys;
+mod last_good;
 mod settings;
 
-pub use config_json::ConfigJson;
+pub use config_json::{ConfigJson, Origin};
+pub use last_good::damaged_texts;
 pub use settings::{Bundle, Chooser, Engine, Health, Init, Provision, Settings, Supervisor};

@@ -2,6 +2,8 @@
 //!
 //! Source: Docker Engine API v1.41 reference; checked with dockerd 20.10.24.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer};
 
 /// The fields of `GET /version`.
@@ -42,6 +44,9 @@ pub struct Config {
     /// `KEY=value`; in a container the image's own are merged in.
     #[serde(deserialize_with = "or_default")]
     pub env: Vec<String>,
+    /// Labels; in a container the image's own are merged in.
+    #[serde(deserialize_with = "or_default")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// `GET /containers/NAME/json`.
@@ -179,6 +184,9 @@ pub struct Summary {
     /// The image's name.
     #[serde(deserialize_with = "or_default")]
     pub image: String,
+    /// The container's labels, with those of its image.
+    #[serde(deserialize_with = "or_default")]
+    pub labels: BTreeMap<String, String>,
     /// As `State.Status` of a container.
     #[serde(deserialize_with = "or_default")]
     pub state: String,

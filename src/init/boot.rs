@@ -53,6 +53,10 @@ fn boot() -> Result<Infallible> {
     persist::machine_id(&sysroot)?;
     persist::bind_all(&settings.init.persist, &sysroot)?;
     bind_resin_data(&sysroot)?;
+    // A name is no reason to fail a boot.
+    if let Err(e) = persist::host_name(&settings, &sysroot) {
+        log::warn!("host name: {e}");
+    }
 
     let next = next_init(&cmdline, &settings);
     mounts::hand_over(&sysroot)?;

@@ -2,6 +2,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use crate::config::apply::{self, HOST_NAME};
+use crate::config::{ConfigJson, Settings};
 use crate::{Doing, Error, Result, Root, sys};
 
 /// Where copies are kept, as a path of the host; balenaOS's name.
@@ -67,6 +69,24 @@ fn ensure_machine_id(sysroot: &Root) -> Result<PathBuf> {
     }
     sys::durable::replace(&path, format!("{}\n", sys::random::hex(16)?).as_bytes(), 0o444)?;
     Ok(path)
+}
+
+/// Gives this boot the host name of `config.json` from its first moment, and binds it over the image's
+/// `/etc/hostname`, if there is one. A later change of `config.json` is seen there too.
+///
+/// # Errors
+/// `Failed` if `config.json` cannot be read, or the name not be set.
+pub(super) fn host_name(settings: &Settings, sysroot: &Root) -> Result<()> {
+    // Without its lock and without writing: what a cut left unfinished is for the running system to finish.
+    let Some(config) = ConfigJson::peek(sysroot, &settings.provision.config_json)? else { return Ok(()) };
+    let Some(name) = apply::host_name_of(&config)? else { return Ok(()) };
+    // /run is not under the new root yet.
+    let note = Path::new(HOST_NAME);
+    sys::switch_root::make_dir(note.parent().unwrap_or(note))?;
+    sys::switch_root::note(note, &format!("{name}\n"))?;
+    sys::process::set_host_name(&name)?;
+    let own = sysroot.path("/etc/hostname");
+    if own.is_file() { sys::mount::bind(note, &own) } else { Ok(()) }
 }
 
 /// Source: machine-id(5).

@@ -233,7 +233,7 @@ impl Provisioner<'_> {
                 // Only that it is there counts, so a clock that stands at 1970 must not make it 0.
                 config.set("registered_at", now_ms.max(1))?;
             }
-            config.remove("apiKey");
+            config.remove("apiKey")?;
             Ok(true)
         })?;
         if !settled {

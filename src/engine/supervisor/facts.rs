@@ -1,14 +1,14 @@
 //! What of this host goes into the container, gathered.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::conf::Conf;
 use super::desired::Facts;
-use crate::config::Settings;
+use crate::config::apply::FLEET_CA;
+use crate::config::{ConfigJson, Settings};
 use crate::engine::Engine;
 use crate::{Result, Root, sys};
 
-const CONFIG_LIMIT_BYTES: u64 = 1024 * 1024;
 const BALENA_DATA: &str = "/resin-data";
 const DATA: &str = "/mnt/data/resin-data";
 const LOGS: &str = "/var/log/supervisor-log";
@@ -20,10 +20,11 @@ impl Facts {
     /// A `config.json` that cannot be read is told in the log and no more: the supervisor must run all the same,
     /// as it is what repairs it.
     pub(super) fn gather(conf: Conf, engine: &Engine, settings: &Settings, root: &Root) -> Self {
-        let config = config_json(settings, root).unwrap_or_else(|e| {
+        let config = ConfigJson::peek(root, &settings.provision.config_json).unwrap_or_else(|e| {
             log::warn!("supervisor: start without the values of config.json: {e}");
-            Map::new()
+            None
         });
+        let config = config.as_ref();
         // Without a slash at the end: the engine cuts it off, and then the two would differ.
         let host = |path: &str| match root.path(path).display().to_string() {
             root if root == "/" => root,
@@ -38,11 +39,10 @@ impl Facts {
             data: host(&format!("{data}/balena-supervisor")),
             logs: host(LOGS),
             boot_mountpoint: boot.unwrap_or_default(),
-            // Two slashes, as balenaOS writes it: another spelling would replace every container once.
-            ca_certificate: if root.path(CA).is_file() { format!("/mnt/root/{CA}") } else { String::new() },
-            mixpanel_token: text(&config, "mixpanelToken"),
-            delta_endpoint: text(&config, "deltaEndpoint"),
-            listen_port: text(&config, "listenPort"),
+            ca_certificate: ca_certificate(root),
+            mixpanel_token: text(config, "mixpanelToken"),
+            delta_endpoint: text(config, "deltaEndpoint"),
+            listen_port: text(config, "listenPort"),
         }
     }
 
@@ -56,16 +56,17 @@ impl Facts {
     }
 }
 
-fn config_json(settings: &Settings, root: &Root) -> Result<Map<String, Value>> {
-    let path = root.path(&settings.provision.config_json);
-    let Some(bytes) = sys::file::read_if_exists(&path, CONFIG_LIMIT_BYTES)? else { return Ok(Map::new()) };
-    serde_json::from_slice(&bytes).map_err(|e| crate::Error::failed(format!("{}: {e}", path.display())))
+/// The fleet's own certificates, where the container sees them: the image's file, else what `config apply` made.
+fn ca_certificate(root: &Root) -> String {
+    // Two slashes, as balenaOS writes it: another spelling would replace every container once.
+    let found = [CA, FLEET_CA].into_iter().find(|path| root.path(path).is_file());
+    found.map_or_else(String::new, |path| format!("/mnt/root/{path}"))
 }
 
 /// A value as the shell would see it; config.json may hold a port as number or text.
-fn text(config: &Map<String, Value>, key: &str) -> String {
-    match config.get(key) {
-        Some(Value::String(s)) => s.clone(),
+fn text(config: Option<&ConfigJson>, key: &str) -> String {
+    match config.and_then(|c| c.value(key)) {
+        Some(Value::String(s)) => s,
         Some(Value::Number(n)) => n.to_string(),
         Some(Value::Bool(b)) => b.to_string(),
         Some(Value::Null | Value::Array(_) | Value::Object(_)) | None => String::new(),
