@@ -31,3 +31,27 @@ need_rust() {
 need_target() {
     rustc --print target-libdir --target "$1" 2>/dev/null | xargs -r test -d || rustup target add "$1" >&2
 }
+
+# Installs QEMU and its firmware from the backports of this release, whose QEMU is 10; where nothing of QEMU is
+# installed in an older version, Debian's own would also do, but one version for all is easier to trust. The mirror is
+# that of the machine's own package sources.
+need_qemu() {
+    local missing=() package mirror list=/etc/apt/sources.list.d/twinhull-backports.list
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] && return
+    if [ "$(id -u)" -ne 0 ]; then
+        echo "these packages are missing; install them or run this as root: ${missing[*]}" >&2
+        exit 1
+    fi
+    echo "installing ${missing[*]}" >&2
+    if ! apt-get indextargets --format '$(RELEASE)' 'Created-By: Packages' | grep -q '^bookworm-backports$'; then
+        mirror=$(apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
+            sed -n 's/^bookworm //p' | head -n1)
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:?no sources of bookworm} bookworm-backports main" >"$list"
+    fi
+    apt-get -qq -o DPkg::Lock::Timeout=600 update >&2
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 install -y --no-install-recommends \
+        --target-release bookworm-backports "${missing[@]}" >/dev/null
+}

@@ -207,6 +207,11 @@ impl Gpt {
         table
     }
 
+    /// Whether another copy describes the same partitions.
+    pub(super) fn same_entries(&self, other: &Self) -> bool {
+        self.entries == other.entries
+    }
+
     /// The entries, filled up to whole sectors.
     pub(super) fn encode_entries(&self) -> Vec<u8> {
         let mut bytes = self.entries.clone();

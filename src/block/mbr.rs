@@ -1,10 +1,10 @@
-//! MBR partition tables with logical partitions: reading. An MBR has no checksum, so everything that cannot be
-//! true is refused.
+//! MBR partition tables with logical partitions: reading, and where each entry stands. An MBR has no checksum, so
+//! everything that cannot be true is refused.
 //!
 //! Source: Linux 6.12, `block/partitions/msdos.c`; checked with sfdisk 2.38 (`tests/block.rs`).
 
 use super::disk::Disk;
-use super::le::{u16_at, u32_at};
+use super::le::{put, u16_at, u32_at};
 use super::table::TableEntry;
 use crate::{Doing, Error, Result};
 
@@ -70,7 +70,69 @@ fn entries(sector: &[u8]) -> [Entry; 4] {
 /// An MBR that passed every check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mbr {
-    partitions: Vec<TableEntry>,
+    /// Bytes per LBA.
+    pub(super) sector_bytes: u64,
+    /// LBAs on the disk.
+    pub(super) disk_sectors: u64,
+    /// The extended partition, if there is one.
+    pub(super) container: Option<Place>,
+    /// Extended boot records in the order of their chain.
+    pub(super) records: Vec<Record>,
+    id: u32,
+    found: Vec<Place>,
+}
+
+/// A partition, and the entry that describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Number, from 1.
+    pub number: u32,
+    /// First LBA on the disk.
+    pub start: u64,
+    /// Its LBAs.
+    pub sectors: u64,
+    /// LBA of the sector that holds its entry.
+    pub table_lba: u64,
+    /// Which of the sector's four entries, from 0.
+    pub slot: usize,
+}
+
+impl Place {
+    /// The first LBA behind it.
+    pub const fn end(&self) -> u64 {
+        self.start + self.sectors
+    }
+}
+
+/// An extended boot record, and the entry in it that leads to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Record {
+    /// Where it is.
+    pub lba: u64,
+    /// The entry: its slot, and the LBAs that it says the next record spans.
+    pub link: Option<(usize, u64)>,
+}
+
+/// One sector with an entry that has another length. Only the length and the old-style address of the end change.
+pub(super) fn with_length(sector: &mut [u8], slot: usize, start: u64, sectors: u64) -> Result<()> {
+    let at = TABLE + slot * ENTRY_BYTES;
+    let len = u32::try_from(sectors).map_err(|_| Error::failed("longer than an MBR can say"))?;
+    put(sector, at + 5, &chs(start + sectors - 1));
+    put(sector, at + 12, &len.to_le_bytes());
+    Ok(())
+}
+
+/// An LBA as cylinder, head and sector of the geometry that every tool assumes, 255 heads of 63 sectors; the highest
+/// there is for what lies beyond. No one reads it any more, but tools compare it.
+fn chs(lba: u64) -> [u8; 3] {
+    let (cylinder, head, sector) = (lba / (255 * 63), lba / 63 % 255, lba % 63 + 1);
+    if cylinder > 1023 {
+        return [0xfe, 0xff, 0xff];
+    }
+    let [low, high, ..] = cylinder.to_le_bytes();
+    let [head, ..] = head.to_le_bytes();
+    let [sector, ..] = sector.to_le_bytes();
+    [head, sector | high << 6, low]
 }
 
 impl Mbr {
@@ -84,7 +146,24 @@ impl Mbr {
 
     /// The partitions, by number; the extended one is only the container of the others and is left out.
     pub fn partitions(&self) -> Vec<TableEntry> {
-        self.partitions.clone()
+        let entry = |p: &Place| TableEntry {
+            number: p.number,
+            start_bytes: p.start * self.sector_bytes,
+            len_bytes: p.sectors * self.sector_bytes,
+            partuuid: format!("{:08x}-{:02x}", self.id, p.number),
+            name: String::new(),
+        };
+        self.found.iter().map(entry).collect()
+    }
+
+    /// Where partition `number` is, and its entry.
+    pub(super) fn place(&self, number: u32) -> Option<Place> {
+        self.found.iter().find(|p| p.number == number).copied()
+    }
+
+    /// The first LBA behind every partition.
+    pub(super) fn end_of_all(&self) -> u64 {
+        self.found.iter().map(Place::end).max().unwrap_or(0)
     }
 
     fn read_checked(disk: &mut impl Disk, sector_bytes: u64) -> Result<Self> {
@@ -93,10 +172,16 @@ impl Mbr {
         if !has_signature(&sector) {
             return Err(Error::failed("no signature 55 aa"));
         }
-        let id = u32_at(&sector, 440);
-        let mut found: Vec<(u32, u64, u64)> = Vec::new();
-        let mut extended = None;
-        for (number, e) in (1..).zip(entries(&sector)) {
+        let mut table = Self {
+            sector_bytes,
+            disk_sectors,
+            container: None,
+            records: Vec::new(),
+            id: u32_at(&sector, 440),
+            found: Vec::new(),
+        };
+        for (slot, e) in entries(&sector).into_iter().enumerate() {
+            let number = u32::try_from(slot + 1).unwrap_or(u32::MAX);
             // What starts like a FAT boot sector has code here.
             if !matches!(e.status, 0 | 0x80) {
                 return Err(Error::failed(format!(
@@ -113,71 +198,71 @@ impl Mbr {
             if e.is_empty() {
                 continue;
             }
-            claim(&mut found, number, e.start, e.sectors, disk_sectors)?;
-            if e.is_extended() && extended.replace(e).is_some() {
+            let place = Place { number, start: e.start, sectors: e.sectors, table_lba: 0, slot };
+            claim(&mut table.found, place, disk_sectors)?;
+            if e.is_extended() && table.container.replace(place).is_some() {
                 return Err(Error::failed("two extended partitions"));
             }
         }
-        if let Some(container) = extended {
-            let logical = read_logical(disk, sector_bytes, container)?;
-            found.retain(|(_, start, _)| *start != container.start);
-            found.extend(logical);
+        if let Some(container) = table.container {
+            table.found.retain(|p| p.start != container.start);
+            table.read_logical(disk, container)?;
         }
-        let partitions = found
-            .into_iter()
-            .map(|(number, start, sectors)| TableEntry {
-                number,
-                start_bytes: start * sector_bytes,
-                len_bytes: sectors * sector_bytes,
-                partuuid: format!("{id:08x}-{number:02x}"),
-                name: String::new(),
-            })
-            .collect();
-        Ok(Self { partitions })
+        Ok(table)
     }
-}
 
-/// Follows the chain of extended boot records: each names its partition relative to itself and the next record
-/// relative to the container.
-fn read_logical(disk: &mut impl Disk, sector_bytes: u64, container: Entry) -> Result<Vec<(u32, u64, u64)>> {
-    let end = container.start + container.sectors;
-    let mut found = Vec::new();
-    let mut at = container.start;
-    let mut number = 5;
-    loop {
-        let doing = || format!("extended boot record at LBA {at}");
-        let sector = read_sector(disk, at, sector_bytes).doing(doing)?;
-        if !has_signature(&sector) {
-            return Err(Error::failed("no signature 55 aa").within(doing()));
+    /// Follows the chain of extended boot records: each names its partition relative to itself and the next record
+    /// relative to the container.
+    fn read_logical(&mut self, disk: &mut impl Disk, container: Place) -> Result<()> {
+        let end = container.end();
+        let mut logical = Vec::new();
+        let mut at = container.start;
+        let mut number = 5;
+        loop {
+            let doing = || format!("extended boot record at LBA {at}");
+            let sector = read_sector(disk, at, self.sector_bytes).doing(doing)?;
+            if !has_signature(&sector) {
+                return Err(Error::failed("no signature 55 aa").within(doing()));
+            }
+            let records = entries(&sector);
+            // A record without a partition is allowed: an empty container, or one whose partition was deleted.
+            for (slot, e) in records.iter().enumerate().filter(|(_, e)| !e.is_empty() && !e.is_extended()) {
+                let start = at + e.start;
+                let place = Place { number, start, sectors: e.sectors, table_lba: at, slot };
+                claim(&mut logical, place, end).doing(doing)?;
+                number += 1;
+            }
+            let link = records.iter().enumerate().find(|(_, e)| !e.is_empty() && e.is_extended());
+            self.records.push(Record { lba: at, link: link.map(|(slot, e)| (slot, e.sectors)) });
+            let Some((_, next)) = link else { break };
+            let next = container.start + next.start;
+            // Records are chained upwards by every tool; anything else may be a loop.
+            if next <= at || next >= end || number > LOGICAL_LIMIT {
+                return Err(
+                    Error::failed(format!("the next record is said to be at LBA {next}")).within(doing())
+                );
+            }
+            at = next;
         }
-        let records = entries(&sector);
-        // A record without a partition is allowed: an empty container, or one whose partition was deleted.
-        for e in records.iter().filter(|e| !e.is_empty() && !e.is_extended()) {
-            claim(&mut found, number, at + e.start, e.sectors, end).doing(doing)?;
-            number += 1;
-        }
-        let Some(next) = records.iter().find(|e| !e.is_empty() && e.is_extended()) else { return Ok(found) };
-        let next = container.start + next.start;
-        // Records are chained upwards by every tool; anything else may be a loop.
-        if next <= at || next >= end || number > LOGICAL_LIMIT {
-            return Err(Error::failed(format!("the next record is said to be at LBA {next}")).within(doing()));
-        }
-        at = next;
+        self.found.extend(logical);
+        Ok(())
     }
 }
 
 /// Adds a partition after checking that it ends before LBA `end` and overlaps none before it.
-fn claim(found: &mut Vec<(u32, u64, u64)>, number: u32, start: u64, sectors: u64, end: u64) -> Result<()> {
-    if start == 0 || start + sectors > end {
+fn claim(found: &mut Vec<Place>, new: Place, end: u64) -> Result<()> {
+    let number = new.number;
+    if new.start == 0 || new.end() > end {
         return Err(Error::failed(format!(
-            "partition {number} has LBAs {start} to {}, beyond the end at {end}",
-            start + sectors - 1
+            "partition {number} has LBAs {} to {}, beyond the end at {end}",
+            new.start,
+            new.end() - 1
         )));
     }
-    if let Some((other, ..)) = found.iter().find(|(_, s, n)| start < s + n && *s < start + sectors) {
-        return Err(Error::failed(format!("partitions {other} and {number} overlap")));
+    if let Some(other) = found.iter().find(|p| new.start < p.end() && p.start < new.end()) {
+        return Err(Error::failed(format!("partitions {} and {number} overlap", other.number)));
     }
-    found.push((number, start, sectors));
+    found.push(new);
     Ok(())
 }
 

@@ -5,6 +5,8 @@ mod discover;
 mod disk;
 mod gpt;
 pub mod grow;
+mod grow_gpt;
+mod grow_mbr;
 mod le;
 mod mbr;
 mod slot_disk;

@@ -63,3 +63,29 @@ pub fn read_back(
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::FileDisk;
+
+    #[test]
+    fn one_wrong_bit_anywhere_or_a_missing_end_is_no_proof() {
+        let image: Vec<u8> = (0..=250).cycle().take(2 * STEP + 4096).collect();
+        let digest = Digest(Sha256::digest(&image).into());
+        let len = image.len() as u64;
+        let dir = tempfile::tempdir().unwrap();
+        let read = |bytes: &[u8]| {
+            let path = dir.path().join("slot");
+            crate::sys::durable::replace(&path, bytes, 0o600).unwrap();
+            read_back(&mut FileDisk::open_read_only(&path).unwrap(), Slot::B, len, &digest, |_| ())
+        };
+        assert_eq!(read(&image).unwrap().slot(), Slot::B);
+        for at in [0, STEP, image.len() - 1] {
+            let mut worn = image.clone();
+            worn[at] ^= 1;
+            assert!(read(&worn).unwrap_err().to_string().contains("may be worn out"), "byte {at}");
+        }
+        read(&image[..image.len() - 1]).unwrap_err();
+    }
+}

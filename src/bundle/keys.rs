@@ -164,7 +164,7 @@ impl Key {
 }
 
 impl Signature {
-    /// A signature as minisign writes it. The comment that nothing signs is set to [`COMMENT`].
+    /// A signature as minisign writes it. The comment that nothing signs is set to `COMMENT`.
     ///
     /// # Errors
     /// `Failed` if it is no prehashed minisign signature.
@@ -176,7 +176,7 @@ impl Signature {
         Self::parse(&format!("{COMMENT}\n{}\n", rest.join("\n")))
     }
 
-    /// A signature in the form that a bundle holds: four lines, the first [`COMMENT`].
+    /// A signature in the form that a bundle holds: four lines, the first `COMMENT`.
     ///
     /// # Errors
     /// `Failed` for any other form.

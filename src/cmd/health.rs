@@ -38,11 +38,8 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     } else {
         for f in &findings {
             let mark = if f.passed { "pass" } else { "FAIL" };
-            sys::out::line(&format!(
-                "{mark}  {}  {}",
-                f.check,
-                f.output.trim_end().replace('\n', "\n      ")
-            ));
+            let line = format!("{mark}  {}  {}", f.check, f.output.trim_end().replace('\n', "\n      "));
+            sys::out::line(line.trim_end());
         }
     }
     Ok(u8::from(findings.iter().any(|f| !f.passed)))

@@ -18,14 +18,10 @@ const WORTHWHILE_BYTES: u64 = 10 * 1024 * 1024;
 /// go on with the old size.
 pub(super) fn grow_partition(disk: &BootedDisk) -> Result<Partition> {
     let data = disk.required(label::DATA)?;
-    let Table::Gpt(table) = &disk.table else {
-        log::debug!("{}: growing a partition of an MBR is not built yet", disk.device.display());
-        return Ok(data.clone());
-    };
     let doing = || format!("grow {} on {}", data.label, disk.device.display());
     // A look needs no write access, and on most boots there is nothing to do.
     let mut medium = FileDisk::open_read_only(&disk.device)?;
-    let mut plan = grow::plan(&mut medium, table, data.number).doing(doing)?;
+    let mut plan = grow::plan(&mut medium, &disk.table, data.number).doing(doing)?;
     let mut len_bytes = data.len_bytes;
     while let Some(growth) = plan {
         let mut medium = FileDisk::open(&disk.device)?;
@@ -43,17 +39,10 @@ pub(super) fn grow_partition(disk: &BootedDisk) -> Result<Partition> {
     Ok(Partition { len_bytes, ..data.clone() })
 }
 
-fn read_back(
-    medium: &mut impl Disk,
-    sector_bytes: u64,
-    number: u32,
-    len_bytes: u64,
-) -> Result<crate::block::Gpt> {
+fn read_back(medium: &mut impl Disk, sector_bytes: u64, number: u32, len_bytes: u64) -> Result<Table> {
     let table = Table::read(medium, sector_bytes).doing(|| "read back")?;
     match table {
-        Some(Table::Gpt(table))
-            if table.partitions().iter().any(|p| p.number == number && p.len_bytes == len_bytes) =>
-        {
+        Some(table) if table.partitions().iter().any(|p| p.number == number && p.len_bytes == len_bytes) => {
             Ok(table)
         }
         _ => Err(Error::failed("read back: the medium does not hold the table that was written")),

@@ -1,6 +1,6 @@
 //! The log: standard error with systemd's priority prefixes under a unit, plain on a terminal.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
@@ -16,9 +16,14 @@ pub fn start(verbosity: i8) {
         1 => LevelFilter::Debug,
         2.. => LevelFilter::Trace,
     };
-    // systemd sets JOURNAL_STREAM for a unit's output; there "<6>" is a priority, elsewhere it is noise.
-    let prefixed = std::env::var_os("JOURNAL_STREAM").is_some() && !std::io::stderr().is_terminal();
-    install(Box::new(Stderr { prefixed }), level);
+    install(Box::new(Stderr { prefixed: is_journal() }), level);
+}
+
+/// Whether standard error goes to the journal, where "<6>" is a priority; elsewhere it is noise. A program that a
+/// unit starts inherits the variable, but not always the stream: systemd.exec(5), `JOURNAL_STREAM`.
+fn is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    rustix::fs::fstat(std::io::stderr()).is_ok_and(|s| stream == format!("{}:{}", s.st_dev, s.st_ino))
 }
 
 /// Makes `logger` the program's log. A second call changes only the level: the first logger stays.

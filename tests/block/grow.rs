@@ -1,22 +1,15 @@
 use twinhull::block::grow::{self, Growth, Step};
-use twinhull::block::{Disk, Gpt, Table, TableEntry};
+use twinhull::block::{Disk, TableEntry};
 
 use crate::tools::{Image, MIB, Scratch, device_script};
 
-fn gpt(image: &mut Image, sector_bytes: u64) -> Gpt {
-    match image.table(sector_bytes).unwrap().unwrap() {
-        Table::Gpt(table) => table,
-        Table::Mbr(_) => panic!("an MBR"),
-    }
-}
-
-fn plan(image: &mut Image, sector_bytes: u64, number: u32) -> Option<Growth> {
-    let table = gpt(image, sector_bytes);
+pub fn plan(image: &mut Image, sector_bytes: u64, number: u32) -> Option<Growth> {
+    let table = image.table(sector_bytes).unwrap().unwrap();
     grow::plan(image, &table, number).unwrap()
 }
 
 /// Grows as PID 1 does: until there is nothing left to do.
-fn grow(image: &mut Image, sector_bytes: u64, number: u32) -> u32 {
+pub fn grow(image: &mut Image, sector_bytes: u64, number: u32) -> u32 {
     for rounds in 0..4 {
         let Some(growth) = plan(image, sector_bytes, number) else { return rounds };
         grow::apply(image, &growth).unwrap();
@@ -24,7 +17,7 @@ fn grow(image: &mut Image, sector_bytes: u64, number: u32) -> u32 {
     panic!("growing never ends");
 }
 
-fn only_the_last_grew(before: &[TableEntry], after: &[TableEntry], number: u32) {
+pub fn only_the_last_grew(before: &[TableEntry], after: &[TableEntry], number: u32) {
     assert_eq!(before.len(), after.len());
     for (b, a) in before.iter().zip(after) {
         let grew = TableEntry { len_bytes: a.len_bytes, ..b.clone() };
@@ -102,7 +95,7 @@ fn sizes_are_told_and_the_protective_mbr_keeps_its_boot_code() {
 }
 
 /// The writes between two flushes, sector by sector.
-fn groups(growth: &Growth) -> Vec<Vec<(u64, Vec<u8>)>> {
+pub fn groups(growth: &Growth) -> Vec<Vec<(u64, Vec<u8>)>> {
     let mut groups = vec![Vec::new()];
     for step in &growth.steps {
         match step {
@@ -120,7 +113,7 @@ fn groups(growth: &Growth) -> Vec<Vec<(u64, Vec<u8>)>> {
 /// Every state that a cut may leave: the groups before are whole; of the group under way any sectors may have
 /// landed, in any order. All subsets would be too many: each prefix, each suffix, each sector alone, each alone
 /// missing.
-fn cuts(image: &Image, growth: &Growth, see: &mut impl FnMut(Image)) {
+pub fn cuts(image: &Image, growth: &Growth, see: &mut impl FnMut(Image)) {
     let mut image = image.clone();
     for group in groups(growth) {
         let n = group.len();
@@ -235,16 +228,30 @@ fn nothing_worthwhile_is_left_alone() {
     let scratch = Scratch::new();
     let mut image = scratch.fdisk(32 * MIB, 512, &device_script(512));
     assert_eq!(plan(&mut image, 512, 5), None, "6 MiB");
-    // Ten whole MiB behind the partition at 26 MiB, and less than one for the backup table.
-    assert_eq!(plan(&mut image.with_len(37 * MIB - 512), 512, 5), None);
-    assert!(plan(&mut image.with_len(39 * MIB), 512, 5).is_some());
+    let one = "label: gpt\nstart=2048, size=20480, name=resin-data\n";
+    // Ten whole MiB behind the partition, which ends at 11 MiB, and less than one for the backup table.
+    assert_eq!(plan(&mut scratch.fdisk(22 * MIB - 512, 512, one), 512, 1), None);
+    assert!(plan(&mut scratch.fdisk(24 * MIB, 512, one), 512, 1).is_some());
+}
+
+/// A disk that became larger by less than what is worthwhile: tools want the backup at its end all the same.
+#[test]
+fn the_backup_follows_the_end_of_the_disk() {
+    let scratch = Scratch::new();
+    let old = scratch.fdisk(32 * MIB, 512, &device_script(512));
+    for more in [512, 40 * 512, MIB, 5 * MIB + 512] {
+        let mut image = old.with_len(32 * MIB + more);
+        grow(&mut image, 512, 5);
+        assert!(scratch.judged_by_sgdisk(&image).starts_with("No problems found"), "{more}");
+        assert_eq!(plan(&mut image, 512, 5), None, "{more}");
+    }
 }
 
 #[test]
 fn tables_that_are_not_understood_are_left_alone() {
     let scratch = Scratch::new();
     let refused = |image: &mut Image, number: u32| {
-        let table = gpt(image, 512);
+        let table = image.table(512).unwrap().unwrap();
         grow::plan(image, &table, number).unwrap_err().to_string()
     };
     let device = scratch.fdisk(32 * MIB, 512, &device_script(512)).with_len(100 * MIB);

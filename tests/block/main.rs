@@ -7,6 +7,7 @@
 mod discover;
 mod gpt;
 mod grow;
+mod layouts;
 mod mbr;
 mod superblock;
 mod tools;

@@ -3,7 +3,7 @@ use twinhull::block::{Table, TableEntry};
 use crate::tools::{Image, MIB, Scratch, must};
 
 /// balenaOS's layout on a Raspberry Pi: three primary partitions, and two logical ones.
-fn raspberry(sector_bytes: u64) -> String {
+pub fn raspberry(sector_bytes: u64) -> String {
     let mut script = String::from("label: dos\nlabel-id: 0x1a2b3c4d\n");
     let sectors = |mib: u64| mib * MIB / sector_bytes;
     for (number, start, len, kind) in [

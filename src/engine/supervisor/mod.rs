@@ -1,7 +1,7 @@
 //! The supervisor container: what it should be, what it is, and the process that makes the two equal.
 //!
-//! Decisions are pure: [`desired`] says what the container should be, [`compare`] what is to be done about the one
-//! that exists, [`SupervisorHealth::of`] how it does, [`pace`](Pace) when it may be started again. [`watch`] acts.
+//! Decisions are pure: `desired` says what the container should be, `compare` what is to be done about the one
+//! that exists, [`SupervisorHealth::of`] how it does, [`pace`](Pace) when it may be started again. `watch` acts.
 //!
 //! Source: meta-balena v8.0.2, `start-balena-supervisor` and `balena-supervisor.service`.
 
