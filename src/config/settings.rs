@@ -52,6 +52,30 @@ pub struct Boot {
 pub enum Chooser {
     /// GRUB with an environment block.
     Grub,
+    /// balena-bootloader with its environment block `bootenv`.
+    BalenaBootloader,
+    /// U-Boot with balenaOS's text files on the boot partition.
+    UbootText,
+}
+
+impl Chooser {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Grub, Self::BalenaBootloader, Self::UbootText];
+
+    /// Its name in the settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Grub => "grub",
+            Self::BalenaBootloader => "balena-bootloader",
+            Self::UbootText => "uboot-text",
+        }
+    }
+}
+
+impl std::fmt::Display for Chooser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// `[bundle]`
@@ -309,6 +333,15 @@ mod tests {
         ]);
         let health = Settings::load(&root, None).unwrap().health;
         assert_eq!((health.deadline_s, health.settle_s), (5, 8));
+    }
+
+    #[test]
+    fn every_chooser_is_set_by_its_name() {
+        for chooser in Chooser::ALL {
+            let (_dir, root) =
+                host(&[("/etc/twinhull/a.toml", &format!("[boot]\nchooser = \"{chooser}\"\n"))]);
+            assert_eq!(Settings::load(&root, None).unwrap().boot.chooser, Some(chooser));
+        }
     }
 
     #[test]

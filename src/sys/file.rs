@@ -58,6 +58,16 @@ pub fn open_read_write(path: &Path) -> Result<File> {
     OpenOptions::new().read(true).write(true).open(path).doing(|| format!("open {}", path.display()))
 }
 
+/// Writes one value to an existing file of `/sys` or `/proc`, in one call, without a newline.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn write_setting(path: &Path, value: &str) -> Result<()> {
+    use std::io::Write;
+    let mut file = OpenOptions::new().write(true).open(path).doing(|| format!("open {}", path.display()))?;
+    file.write_all(value.as_bytes()).doing(|| format!("write {value:?} to {}", path.display()))
+}
+
 /// Opens an existing file or device for reading.
 ///
 /// # Errors
