@@ -31,6 +31,8 @@ On the kernel's command line:
   root=PARTUUID=…|PARTLABEL=…|LABEL=…|UUID=…|/dev/…   the root partition; its disk holds all others
   rootwait=SECONDS   how long to wait for that disk (30)
   rootfstype=TYPE    rootflags=OPTIONS   how to mount the root
+  fsck.mode=force|skip   check state and data in any case, or never; a bare fsck is force
+  emergency          nothing is grown, reset or made anew; systemd takes this word too and stops for repair
   init=PATH          the next init; else twinhull.next=PATH, else init.next of the settings (/sbin/init)
 ";
 
