@@ -76,6 +76,7 @@ fn each_value_reaches_the_files_of_its_daemons_and_only_their_units() {
             vec![("/run/twinhull/hostname", Some("0123456\n"))],
             vec!["restart systemd-hostnamed.service"],
         ),
+        (json!({"uuid": "not/a/name"}), vec![("/run/twinhull/hostname", None)], vec![]),
         (
             json!({"persistentLogging": "true"}),
             vec![("/run/systemd/journald.conf.d/50-twinhull.conf", Some("[Journal]\nStorage=persistent\n"))],

@@ -128,7 +128,11 @@ pub fn host_name_of(config: &ConfigJson) -> Result<Option<String>> {
     checked(config, "hostname")?;
     match config.string("hostname")? {
         Some(name) => Ok(Some(name)),
-        None => Ok(config.uuid()?.and_then(|u| u.get(..7).map(str::to_owned))),
+        None => {
+            let digits = config.uuid()?.and_then(|u| u.get(..7).map(str::to_owned));
+            // Any text is taken for a uuid, but not every text is a name.
+            Ok(digits.filter(|name| keys::Type::HostName.check(&Value::from(name.as_str())).is_ok()))
+        }
     }
 }
 
