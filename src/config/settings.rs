@@ -56,11 +56,13 @@ pub enum Chooser {
     BalenaBootloader,
     /// U-Boot with balenaOS's text files on the boot partition.
     UbootText,
+    /// U-Boot with its native environment, where `/etc/fw_env.config` says.
+    UbootEnv,
 }
 
 impl Chooser {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Grub, Self::BalenaBootloader, Self::UbootText];
+    pub const ALL: [Self; 4] = [Self::Grub, Self::BalenaBootloader, Self::UbootText, Self::UbootEnv];
 
     /// Its name in the settings.
     pub const fn name(self) -> &'static str {
@@ -68,6 +70,7 @@ impl Chooser {
             Self::Grub => "grub",
             Self::BalenaBootloader => "balena-bootloader",
             Self::UbootText => "uboot-text",
+            Self::UbootEnv => "uboot-env",
         }
     }
 }
