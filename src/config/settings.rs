@@ -149,6 +149,10 @@ pub struct Provision {
     pub retry_max_s: u64,
     /// Seconds that the API has to answer one request.
     pub timeout_s: u64,
+    /// The last resort: after so many answers in a row that another device has our uuid or key, one that the
+    /// provisioning key may not see, this device gets a new identity. The former one is kept in
+    /// `/mnt/state/twinhull/former-identity.json`. 0: never.
+    pub new_identity_after: u32,
 }
 
 /// `[init]`
@@ -214,6 +218,7 @@ impl Default for Provision {
             retry_s: 2,
             retry_max_s: 300,
             timeout_s: 59,
+            new_identity_after: 10,
         }
     }
 }
