@@ -360,6 +360,11 @@ fn containers_see_of_their_host_what_labels_give_and_nothing_else() {
     }
     assert_ne!(seen["first-process"], "/lab-supervisor ");
 
+    // The volume is where the engine says.
+    let volume = lab.engine().volume_dir("extra-firmware").unwrap();
+    assert_eq!(volume, Some(lab.path("data/volumes/extra-firmware/_data")));
+    assert_eq!(lab.engine().volume_dir("other").unwrap(), None);
+
     // The supervisor's API, and with it the host's network.
     let fields = lab.resolve(&["supervisor-api"], "host");
     let seen = lab.probe("api", &fields, "host");

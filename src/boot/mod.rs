@@ -17,9 +17,13 @@
 pub mod conformance;
 pub mod grub;
 pub mod resin;
+mod store;
+pub mod uboot_env;
+pub mod uboot_text;
 mod variables;
 
-pub use variables::Variables;
+pub use store::{Directory, SECTOR_BYTES, Store, changed_sector, overwrite_one_sector};
+pub use variables::{Entries, Environment, Variables};
 
 use std::ffi::CStr;
 

@@ -3,17 +3,20 @@
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `resin_root_part` | partition number of the slot to boot |
+//! | `resin_root_part` | the slot to boot: its partition number, or its letter |
 //! | `upgrade_available` | `1`: that slot is on trial and the other one is the primary |
-//! | `bootcount` | boots that the trial has used, decimal |
+//! | `bootcount` | boots that the trial has used |
 //! | `os_bc_lim` | boots that it may use; absent: 3 |
 
-use super::Variables;
+use super::Environment;
 use crate::model::{BootPlan, Slot};
 use crate::{Error, Result};
 
 /// The limit that the boot scripts use when the environment names none.
-const DEFAULT_LIMIT: u8 = 3;
+const DEFAULT_LIMIT: i16 = 3;
+
+/// The highest `bootcount` with which balena-bootloader still boots the trial; it knows no `os_bc_lim`.
+const LETTERS_LIMIT: i16 = 2;
 
 /// Which partition number stands for which slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,64 +34,130 @@ impl Partitions {
             Slot::B => self.b,
         }
     }
+}
 
-    fn slot(self, number: &str) -> Option<Slot> {
-        Slot::ALL.into_iter().find(|s| self.number(*s).to_string() == number)
+/// How a bootloader writes slots and counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notation {
+    /// GRUB's script: decimal partition numbers, counts of one digit.
+    Decimal(Partitions),
+    /// U-Boot: partition numbers and counts in hexadecimal, with or without `0x`.
+    Hex(Partitions),
+    /// balena-bootloader: the letters A and B; a limit that cannot be set, so the count starts where as many boots are
+    /// left as the trial shall have, below zero if need be. It reads the count with the shell's arithmetic.
+    Letters,
+}
+
+impl Notation {
+    /// What stands for `slot` in `resin_root_part`.
+    pub fn mark(self, slot: Slot) -> String {
+        match self {
+            Self::Decimal(partitions) => partitions.number(slot).to_string(),
+            Self::Hex(partitions) => format!("{:x}", partitions.number(slot)),
+            Self::Letters => slot.to_string(),
+        }
     }
+
+    fn slot(self, mark: &str) -> Option<Slot> {
+        let same = |slot: &Slot| match self {
+            Self::Hex(partitions) => hex(mark) == Some(partitions.number(*slot)),
+            Self::Decimal(_) | Self::Letters => self.mark(*slot) == mark,
+        };
+        Slot::ALL.into_iter().find(same)
+    }
+
+    /// A count, if there is one.
+    ///
+    /// # Errors
+    /// `Failed`, naming the variable, if it is no number.
+    pub fn count(self, environment: &impl Environment, name: &str) -> Result<Option<i16>> {
+        let Some(text) = environment.value(name) else { return Ok(None) };
+        let (number, expected) = match self {
+            // One digit is all that the script can count.
+            Self::Decimal(_) => (text.parse().ok().filter(|_| text.len() == 1), "one digit"),
+            Self::Hex(_) => (hex(&text).and_then(|n| i16::try_from(n).ok()), "a hexadecimal number"),
+            Self::Letters => (text.parse().ok().filter(|n| (-9..=999).contains(n)), "a number"),
+        };
+        number.map(Some).ok_or_else(|| Error::failed(format!("{name} is {text:?}, expected {expected}")))
+    }
+
+    fn limit(self, environment: &impl Environment) -> Result<i16> {
+        match self {
+            Self::Decimal(_) | Self::Hex(_) => {
+                Ok(self.count(environment, "os_bc_lim")?.unwrap_or(DEFAULT_LIMIT))
+            }
+            Self::Letters => Ok(LETTERS_LIMIT),
+        }
+    }
+}
+
+/// A number as U-Boot writes it: `setexpr` gives `a` or, newer, `0xa`.
+fn hex(text: &str) -> Option<u32> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let plain = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    plain.then(|| u32::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// What the boot script will do with these variables.
 ///
 /// # Errors
 /// `Failed`, naming the variable, its value and what was expected.
-pub fn plan(variables: &Variables, partitions: Partitions) -> Result<BootPlan> {
-    let part = variables.find("resin_root_part").unwrap_or("");
-    let slot = partitions.slot(part).ok_or_else(|| {
-        let Partitions { a, b } = partitions;
-        Error::failed(format!("resin_root_part is {part:?}, expected {a} (slot A) or {b} (slot B)"))
+pub fn plan(environment: &impl Environment, notation: Notation) -> Result<BootPlan> {
+    let mark = environment.value("resin_root_part").unwrap_or_default();
+    let slot = notation.slot(&mark).ok_or_else(|| {
+        let [a, b] = Slot::ALL.map(|s| notation.mark(s));
+        Error::failed(format!("resin_root_part is {mark:?}, expected {a} (slot A) or {b} (slot B)"))
     })?;
-    match variables.find("upgrade_available") {
-        None | Some("" | "0") => Ok(BootPlan::settled(slot)),
+    match environment.value("upgrade_available").as_deref() {
+        Some("0") => Ok(BootPlan::settled(slot)),
         Some("1") => {
-            let limit = number(variables, "os_bc_lim")?.unwrap_or(DEFAULT_LIMIT);
-            let used = number(variables, "bootcount")?
+            let limit = notation.limit(environment)?;
+            let used = notation
+                .count(environment, "bootcount")?
                 .ok_or_else(|| Error::failed("bootcount is missing during a trial"))?;
-            Ok(BootPlan::on_trial(slot, limit.saturating_sub(used)))
+            let left = u8::try_from((limit - used).max(0)).unwrap_or(u8::MAX);
+            Ok(BootPlan::on_trial(slot, left))
         }
         Some(other) => Err(Error::failed(format!("upgrade_available is {other:?}, expected 0 or 1"))),
+        // The boot script takes this for settled. Here it may as well be the one bit that fell over in its name.
+        None => Err(Error::failed("upgrade_available is missing, expected 0 or 1")),
     }
 }
 
-fn number(variables: &Variables, name: &str) -> Result<Option<u8>> {
-    variables.find(name).filter(|v| !v.is_empty()).map_or(Ok(None), |text| {
-        // One digit is all that the scripts can count.
-        match text.parse::<u8>() {
-            Ok(n @ 0..=9) if text.len() == 1 => Ok(Some(n)),
-            _ => Err(Error::failed(format!("{name} is {text:?}, expected one digit"))),
-        }
-    })
+/// The `bootcount` with which a trial of `tries` boots begins.
+pub fn first_count(notation: Notation, tries: u8) -> String {
+    match notation {
+        Notation::Decimal(_) | Notation::Hex(_) => "0".into(),
+        Notation::Letters => (LETTERS_LIMIT - i16::from(tries)).to_string(),
+    }
 }
 
 /// Makes `slot` the trial, with `tries` boots to use.
-pub fn arm(variables: &mut Variables, partitions: Partitions, slot: Slot, tries: u8) {
-    variables.set("resin_root_part", &partitions.number(slot).to_string());
-    variables.set("upgrade_available", "1");
-    variables.set("bootcount", "0");
-    variables.set("os_bc_lim", &tries.to_string());
+pub fn arm(environment: &mut impl Environment, notation: Notation, slot: Slot, tries: u8) {
+    environment.set("resin_root_part", &notation.mark(slot));
+    environment.set("upgrade_available", "1");
+    environment.set("bootcount", &first_count(notation, tries));
+    match notation {
+        Notation::Decimal(_) | Notation::Hex(_) => environment.set("os_bc_lim", &tries.to_string()),
+        Notation::Letters => {}
+    }
 }
 
 /// Makes `slot` the primary, with no trial.
-pub fn settle(variables: &mut Variables, partitions: Partitions, slot: Slot) {
-    variables.set("resin_root_part", &partitions.number(slot).to_string());
-    variables.set("upgrade_available", "0");
-    variables.set("bootcount", "0");
+pub fn settle(environment: &mut impl Environment, notation: Notation, slot: Slot) {
+    environment.set("resin_root_part", &notation.mark(slot));
+    environment.set("upgrade_available", "0");
+    environment.set("bootcount", "0");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PARTITIONS: Partitions = Partitions { a: 2, b: 3 };
+    use crate::boot::Variables;
+
+    const NOTATION: Notation = Notation::Decimal(Partitions { a: 2, b: 3 });
+    const JETSON: Notation = Notation::Hex(Partitions { a: 15, b: 16 });
 
     fn variables(text: &str) -> Variables {
         let mut v = Variables::default();
@@ -102,14 +171,51 @@ mod tests {
     #[test]
     fn balena_s_own_seed_is_slot_a() {
         let v = variables("bootcount=0 resin_root_part=2 upgrade_available=0");
-        assert_eq!(plan(&v, PARTITIONS).unwrap(), BootPlan::settled(Slot::A));
+        assert_eq!(plan(&v, NOTATION).unwrap(), BootPlan::settled(Slot::A));
     }
 
     #[test]
     fn a_trial_counts_down_to_nothing_left() {
         for (used, left) in [("0", 3), ("2", 1), ("3", 0), ("7", 0)] {
             let v = variables(&format!("resin_root_part=3 upgrade_available=1 os_bc_lim=3 bootcount={used}"));
-            assert_eq!(plan(&v, PARTITIONS).unwrap(), BootPlan::on_trial(Slot::B, left));
+            assert_eq!(plan(&v, NOTATION).unwrap(), BootPlan::on_trial(Slot::B, left));
+        }
+    }
+
+    #[test]
+    fn u_boot_counts_in_hexadecimal() {
+        for (text, expected) in [
+            ("resin_root_part=f upgrade_available=0", BootPlan::settled(Slot::A)),
+            ("resin_root_part=10 upgrade_available=0", BootPlan::settled(Slot::B)),
+            ("resin_root_part=0x10 upgrade_available=1 bootcount=0x1", BootPlan::on_trial(Slot::B, 2)),
+            ("resin_root_part=F upgrade_available=1 bootcount=a os_bc_lim=3", BootPlan::on_trial(Slot::A, 0)),
+            (
+                "resin_root_part=f upgrade_available=1 bootcount=1f os_bc_lim=9",
+                BootPlan::on_trial(Slot::A, 0),
+            ),
+        ] {
+            assert_eq!(plan(&variables(text), JETSON).unwrap(), expected, "{text}");
+        }
+        for text in ["15", "+f", "0x", "ff0000000f", ""] {
+            let e = plan(&variables(&format!("resin_root_part={text}")), JETSON).unwrap_err().to_string();
+            assert!(e.ends_with("expected f (slot A) or 10 (slot B)"), "{e}");
+        }
+    }
+
+    #[test]
+    fn balena_bootloader_s_fixed_limit_still_gives_every_number_of_tries() {
+        for tries in 1..=9 {
+            let mut v = variables("resin_root_part=A upgrade_available=0 bootcount=0");
+            arm(&mut v, Notation::Letters, Slot::B, tries);
+            assert_eq!(plan(&v, Notation::Letters).unwrap(), BootPlan::on_trial(Slot::B, tries));
+            // What its script does: adds one, then boots the other slot from 3 on.
+            let mut booted = 0;
+            let mut count: i32 = v.value("bootcount").unwrap().parse().unwrap();
+            while count + 1 < 3 {
+                count += 1;
+                booted += 1;
+            }
+            assert_eq!(booted, tries);
         }
     }
 
@@ -119,8 +225,8 @@ mod tests {
             ["bootcount=3 upgrade_available=0", "bootcount=2 upgrade_available=1 os_bc_lim=3", "bootcount=x"]
         {
             let mut v = variables(&format!("resin_root_part=2 {older}"));
-            arm(&mut v, PARTITIONS, Slot::B, 3);
-            assert_eq!(plan(&v, PARTITIONS).unwrap(), BootPlan::on_trial(Slot::B, 3), "{older}");
+            arm(&mut v, NOTATION, Slot::B, 3);
+            assert_eq!(plan(&v, NOTATION).unwrap(), BootPlan::on_trial(Slot::B, 3), "{older}");
         }
     }
 
@@ -130,11 +236,13 @@ mod tests {
             ("", "resin_root_part is \"\", expected 2 (slot A) or 3 (slot B)"),
             ("resin_root_part=4", "resin_root_part is \"4\""),
             ("resin_root_part=2 upgrade_available=yes", "upgrade_available is \"yes\", expected 0 or 1"),
+            ("resin_root_part=2", "upgrade_available is missing, expected 0 or 1"),
+            ("resin_root_part=2 upgrade_available=", "upgrade_available is \"\", expected 0 or 1"),
             ("resin_root_part=2 upgrade_available=1", "bootcount is missing during a trial"),
             ("resin_root_part=2 upgrade_available=1 bootcount=1x", "bootcount is \"1x\", expected one digit"),
             ("resin_root_part=2 upgrade_available=1 bootcount=1 os_bc_lim=12", "os_bc_lim is \"12\""),
         ] {
-            let e = plan(&variables(text), PARTITIONS).unwrap_err().to_string();
+            let e = plan(&variables(text), NOTATION).unwrap_err().to_string();
             assert!(e.starts_with(expected), "{text}: {e}");
         }
     }

@@ -7,10 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
-use zstd::bulk::Compressor;
+use zstd::zstd_safe::{self, CCtx, CParameter};
 
 use super::archive;
-use super::index::{self, BLOCK_LEN, Builder, Frame, ZERO};
+use super::frames::as_prefix;
+use super::index::{self, BLOCK_LEN, Builder};
 use super::keys::Signature;
 use crate::model::device::DeviceType;
 use crate::model::manifest::{
@@ -21,6 +22,8 @@ use crate::{Doing, Error, Result, sys};
 
 /// The image is read, and holes are looked for, in pieces of this many bytes.
 const PIECE_LEN: usize = 1024 * 1024;
+/// How many frames wait for each processor before they are compressed together.
+const FRAMES_PER_THREAD: usize = 16;
 
 /// What the maker says of an image.
 #[derive(Debug, Clone)]
@@ -41,6 +44,8 @@ pub struct Recipe {
     pub level: i32,
     /// Blocks in a frame, 1 to `index::FRAME_BLOCKS_MAX`.
     pub frame_blocks: u32,
+    /// Blocks before a frame that it is compressed with, 0 to [`index::PREFIX_BLOCKS_MAX`].
+    pub prefix_blocks: u32,
 }
 
 /// Gives the signatures for a manifest, whose text is the second argument.
@@ -120,46 +125,47 @@ fn member(to: &mut File, name: &str, content: &mut dyn io::Read, size: u64) -> R
     Ok(to.write_all(archive::END.get(..padding).unwrap_or_default())?)
 }
 
-/// A frame that waits to be compressed.
-struct Raw {
-    first_block: u64,
-    blocks: u32,
-    bytes: Vec<u8>,
-}
-
-/// An image on its way into index and frames. Frames are independent of each other, so they are compressed on all
-/// processors and written in order.
+/// An image on its way into index and frames. A frame needs only plain blocks before it, so frames are compressed on
+/// all processors and written in order.
 struct Packer {
     index: Builder,
     image: Sha256,
     frames: File,
-    open: Raw,
-    waiting: Vec<Raw>,
+    /// Blocks that are not zero: at first those that were compressed already and are prefix to the others.
+    plain: Vec<u8>,
+    /// How many bytes of `plain` were compressed.
+    done: usize,
     block: u64,
-    frame_blocks: u32,
+    frame_len: usize,
+    prefix_len: usize,
     level: i32,
     threads: usize,
 }
 
 impl Packer {
     fn new(frames: File, recipe: &Recipe) -> Result<Self> {
-        if !(1..=index::FRAME_BLOCKS_MAX).contains(&recipe.frame_blocks) || !(1..=22).contains(&recipe.level)
+        let (frame, prefix) = (recipe.frame_blocks, recipe.prefix_blocks);
+        if !(1..=index::FRAME_BLOCKS_MAX).contains(&frame)
+            || prefix > index::PREFIX_BLOCKS_MAX
+            || !(1..=22).contains(&recipe.level)
         {
             return Err(Error::usage(format!(
-                "frames of {} blocks at level {}: expected 1 to {} blocks, level 1 to 22",
-                recipe.frame_blocks,
+                "frames of {frame} blocks with {prefix} before them at level {}: expected 1 to {} blocks, 0 to {}, level 1 to 22",
                 recipe.level,
-                index::FRAME_BLOCKS_MAX
+                index::FRAME_BLOCKS_MAX,
+                index::PREFIX_BLOCKS_MAX,
             )));
         }
+        let len = |blocks| usize::try_from(blocks).unwrap_or(0) * BLOCK_LEN;
         Ok(Self {
-            index: Builder::default(),
+            index: Builder::new(frame, prefix),
             image: Sha256::new(),
             frames,
-            open: Raw { first_block: 0, blocks: 0, bytes: Vec::new() },
-            waiting: Vec::new(),
+            plain: Vec::new(),
+            done: 0,
             block: 0,
-            frame_blocks: recipe.frame_blocks,
+            frame_len: len(frame),
+            prefix_len: len(prefix),
             level: recipe.level,
             threads: std::thread::available_parallelism().map_or(1, NonZero::get),
         })
@@ -184,7 +190,6 @@ impl Packer {
             at += n as u64;
             progress(at, len);
         }
-        self.close_frame();
         self.compress()
     }
 
@@ -204,54 +209,39 @@ impl Packer {
         let number = self.block;
         self.block += 1;
         if *bytes == [0; BLOCK_LEN] {
-            self.index.block(ZERO);
             return Ok(());
         }
-        let hash = index::hash(bytes);
-        if hash == ZERO {
-            return Err(Error::inconsistent(format!("block {number} has the hash that stands for zeros")));
-        }
-        self.index.block(hash);
-        if self.open.blocks == 0 {
-            self.open.first_block = number;
-        }
-        self.open.blocks += 1;
-        self.open.bytes.extend(bytes);
-        if self.open.blocks == self.frame_blocks {
-            self.close_frame();
-        }
-        if self.waiting.len() >= 4 * self.threads { self.compress() } else { Ok(()) }
+        self.index.block(number, index::hash(bytes));
+        self.plain.extend(bytes);
+        let batch = self.frame_len * self.threads * FRAMES_PER_THREAD;
+        if self.plain.len() - self.done >= batch { self.compress() } else { Ok(()) }
     }
 
-    fn close_frame(&mut self) {
-        if self.open.blocks > 0 {
-            let empty = Raw { first_block: 0, blocks: 0, bytes: Vec::new() };
-            self.waiting.push(std::mem::replace(&mut self.open, empty));
-        }
-    }
-
-    /// Compresses what waits and writes it in order.
+    /// Compresses what waits, in whole frames but for the last of the image, and writes it in order.
     fn compress(&mut self) -> Result<()> {
-        let waiting = std::mem::take(&mut self.waiting);
-        let share = waiting.len().div_ceil(self.threads).max(1);
-        let level = self.level;
-        let done: Vec<Result<Vec<Vec<u8>>>> = std::thread::scope(|scope| {
-            let started: Vec<_> =
-                waiting.chunks(share).map(|raws| scope.spawn(move || compress_all(raws, level))).collect();
+        let (plain, done) = (&self.plain, self.done);
+        let starts: Vec<usize> = (done..plain.len()).step_by(self.frame_len).collect();
+        let share = starts.len().div_ceil(self.threads).max(1);
+        let one = |start: &usize| {
+            let end = (start + self.frame_len).min(plain.len());
+            let prefix = plain.get(start.saturating_sub(self.prefix_len)..*start).unwrap_or_default();
+            compress(as_prefix(prefix), plain.get(*start..end).unwrap_or_default(), self.level)
+        };
+        let compressed: Vec<Result<Vec<Vec<u8>>>> = std::thread::scope(|scope| {
+            let started: Vec<_> = starts
+                .chunks(share)
+                .map(|starts| scope.spawn(move || starts.iter().map(one).collect()))
+                .collect();
             let broke = |_| Err(Error::inconsistent("a compressing thread broke down"));
             started.into_iter().map(|t| t.join().unwrap_or_else(broke)).collect()
         });
-        let mut done = done.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten();
-        for raw in &waiting {
-            let data = done.next().ok_or_else(|| Error::inconsistent("a frame was lost"))?;
+        for data in compressed.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten() {
             let data_len = u32::try_from(data.len()).map_err(|_| Error::inconsistent("a frame too long"))?;
-            if u64::from(data_len) > index::data_len_max(raw.blocks) {
-                return Err(Error::inconsistent(format!("a frame of {data_len} bytes")));
-            }
-            let hash = index::hash(&data);
-            self.index.frame(Frame { first_block: raw.first_block, blocks: raw.blocks, data_len, hash });
+            self.index.frame(data_len, index::hash(&data));
             self.frames.write_all(&data).doing(|| "write frames")?;
         }
+        self.plain.drain(..self.plain.len().saturating_sub(self.prefix_len));
+        self.done = self.plain.len();
         Ok(())
     }
 
@@ -282,7 +272,18 @@ impl Packer {
     }
 }
 
-fn compress_all(raws: &[Raw], level: i32) -> Result<Vec<Vec<u8>>> {
-    let mut zstd = Compressor::new(level).doing(|| "start the compressor")?;
-    raws.iter().map(|raw| zstd.compress(&raw.bytes).doing(|| "compress")).collect()
+/// One zstd frame of `plain`, to be decompressed with `prefix` at hand.
+fn compress(prefix: &[u8], plain: &[u8], level: i32) -> Result<Vec<u8>> {
+    let failed = |code| Error::failed(format!("compress: {}", zstd_safe::get_error_name(code)));
+    let mut zstd = CCtx::try_create().ok_or_else(|| Error::failed("compress: no memory"))?;
+    zstd.set_parameter(CParameter::CompressionLevel(level)).map_err(failed)?;
+    // Window and tables that reach over prefix and frame; by itself zstd would only look at the size of the frame.
+    let log = (prefix.len() + plain.len()).next_power_of_two().ilog2().clamp(10, 27);
+    for parameter in [CParameter::WindowLog(log), CParameter::ChainLog(log), CParameter::HashLog(log)] {
+        zstd.set_parameter(parameter).map_err(failed)?;
+    }
+    zstd.ref_prefix(prefix).map_err(failed)?;
+    let mut data = Vec::with_capacity(zstd_safe::compress_bound(plain.len()));
+    zstd.compress2(&mut data, plain).map_err(failed)?;
+    Ok(data)
 }

@@ -5,7 +5,7 @@ use std::io::Read;
 use sha2::{Digest as _, Sha256};
 
 use super::archive::{self, Member};
-use super::frames::Decoder;
+use super::frames::{Checked, Decoder};
 use super::index::Index;
 use super::keys::{KeyId, Keys, SIGNATURE_LIMIT_BYTES, SIGNATURES_MAX, Signature};
 use crate::model::Digest;
@@ -127,14 +127,17 @@ impl<R: Read> Bundle<R> {
         self.expect(found, &name, self.manifest.root.frames_size)?;
         let mut output = Output { write, at: 0, len: self.manifest.root.size, zeros: vec![0; ZEROS_LEN] };
         let mut decoder = Decoder::new()?;
+        let all_held =
+            &mut |_, _: &mut [u8]| Err(Error::inconsistent("a prefix that was not decoded before"));
         for number in 0..index.frames() {
             let frame = index.frame(number).ok_or_else(|| Error::inconsistent("a frame is missing"))?;
             let members = &mut self.members;
-            let runs =
-                decoder.decode(&index, frame, &mut |buffer| members.fill(buffer)).doing(|| name.clone())?;
-            for run in runs {
-                output.zeros_to(run.first_block.saturating_mul(BLOCK_BYTES))?;
-                output.bytes(run.bytes)?;
+            let checked = decoder
+                .decode(&index, &frame, &mut |buffer| members.fill(buffer), all_held)
+                .doing(|| name.clone())?;
+            for Checked { run, bytes } in checked {
+                output.zeros_to(run.block.saturating_mul(BLOCK_BYTES))?;
+                output.bytes(bytes)?;
             }
             progress(Progress {
                 done_bytes: output.at,

@@ -40,7 +40,9 @@ create: makes a bundle of a root image. The same input gives the same bytes (but
   --provides KEY=V     version of os, kernel, l4t or supervisor in it; may be given several times
                        (os is --version if it is not given)
   --level N            zstd level 1 to 22 (default 19)
-  --frame-size KIB     how much is compressed together, 4 to 4096 KiB (default 1024)
+  --frame-size KIB     how much is fetched and compressed together, 4 to 4096 KiB (default 64)
+  --prefix-size KIB    how much before a frame helps to compress it, 0 to 8192 KiB (default 1024); the device needs
+                       twice both sizes of memory, and the maker more time
   --key SECRETKEY      sign it at once; may be given several times
   --password-file FILE the password of the keys, on the first line
   -o, --output OUT     the bundle; an old one is replaced when the new one is whole

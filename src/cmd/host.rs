@@ -4,10 +4,8 @@ use std::path::PathBuf;
 
 use crate::block::BootedDisk;
 use crate::boot::BootChooser;
-use crate::boot::grub::Grub;
-use crate::boot::resin::Partitions;
 use crate::cli::Context;
-use crate::config::{Chooser, Settings};
+use crate::config::Settings;
 use crate::model::{BOOT_FAILURE, BootFailure, BootId, Slot, Version};
 use crate::update::{FileJournal, Machine, Next};
 use crate::{Doing, Error, Result, Root, sys};
@@ -41,7 +39,7 @@ impl Host {
         let settings = context.settings()?;
         let disk = BootedDisk::find(root).doing(|| "disk of the running root")?;
         let booted = disk.slot();
-        let (chooser, name) = open_chooser(root, &settings, &disk)?;
+        let (chooser, name) = super::chooser::open(root, &settings.boot, &disk)?;
         let boot_id =
             BootId(sys::file::read_text(&root.path("/proc/sys/kernel/random/boot_id"), SMALL_FILE_BYTES)?);
         let journal = FileJournal::open(open_state(root)?)?;
@@ -49,7 +47,7 @@ impl Host {
         let boot_failure = sys::file::read_if_exists(&failure_note, SMALL_FILE_BYTES)?
             .and_then(|raw| BootFailure::parse(&String::from_utf8_lossy(&raw)));
         let machine = Machine { chooser, journal, booted, boot_id, boot_failure };
-        Ok(Self { settings, disk, machine, chooser: name, failure_note })
+        Ok(Self { settings, disk, machine, chooser: name.name(), failure_note })
     }
 
     /// Finishes what was cut short ([`Machine::settle`]). PID 1's note of a failed boot goes when no update is under
@@ -86,27 +84,6 @@ fn open_state(root: &Root) -> Result<PathBuf> {
         )));
     }
     Ok(root.path(JOURNAL))
-}
-
-fn open_chooser(root: &Root, settings: &Settings, disk: &BootedDisk) -> Result<(AnyChooser, &'static str)> {
-    let grub_env = root.path(&settings.boot.grub_env);
-    let chooser = match settings.boot.chooser {
-        Some(chooser) => chooser,
-        None if grub_env.exists() => Chooser::Grub,
-        None => {
-            return Err(Error::failed(format!(
-                "no bootloader's environment found: {} is missing; is the boot partition mounted, or should boot.chooser \
-                 be set in /etc/twinhull/*.toml?",
-                grub_env.display()
-            )));
-        }
-    };
-    match chooser {
-        Chooser::Grub => {
-            let [a, b] = Slot::ALL.map(|s| disk.slot_partition(s).map(|p| p.number));
-            Ok((Box::new(Grub::new(grub_env, Partitions { a: a?, b: b? })), "grub"))
-        }
-    }
 }
 
 /// The running OS's version: `VERSION_ID` of `/etc/os-release`.

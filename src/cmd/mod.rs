@@ -1,6 +1,7 @@
 //! One file per subcommand: what was typed, what it means, what is shown. The work is done below.
 
 mod bundle;
+mod chooser;
 mod commit;
 mod config;
 mod contracts;

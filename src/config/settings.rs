@@ -52,6 +52,33 @@ pub struct Boot {
 pub enum Chooser {
     /// GRUB with an environment block.
     Grub,
+    /// balena-bootloader with its environment block `bootenv`.
+    BalenaBootloader,
+    /// U-Boot with balenaOS's text files on the boot partition.
+    UbootText,
+    /// U-Boot with its native environment, where `/etc/fw_env.config` says.
+    UbootEnv,
+}
+
+impl Chooser {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Grub, Self::BalenaBootloader, Self::UbootText, Self::UbootEnv];
+
+    /// Its name in the settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Grub => "grub",
+            Self::BalenaBootloader => "balena-bootloader",
+            Self::UbootText => "uboot-text",
+            Self::UbootEnv => "uboot-env",
+        }
+    }
+}
+
+impl std::fmt::Display for Chooser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// `[bundle]`
@@ -122,6 +149,10 @@ pub struct Provision {
     pub retry_max_s: u64,
     /// Seconds that the API has to answer one request.
     pub timeout_s: u64,
+    /// The last resort: after so many answers in a row that another device has our uuid or key, one that the
+    /// provisioning key may not see, this device gets a new identity. The former one is kept in
+    /// `/mnt/state/twinhull/former-identity.json`. 0: never.
+    pub new_identity_after: u32,
 }
 
 /// `[init]`
@@ -187,6 +218,7 @@ impl Default for Provision {
             retry_s: 2,
             retry_max_s: 300,
             timeout_s: 59,
+            new_identity_after: 10,
         }
     }
 }
@@ -304,6 +336,15 @@ mod tests {
         ]);
         let health = Settings::load(&root, None).unwrap().health;
         assert_eq!((health.deadline_s, health.settle_s), (5, 8));
+    }
+
+    #[test]
+    fn every_chooser_is_set_by_its_name() {
+        for chooser in Chooser::ALL {
+            let (_dir, root) =
+                host(&[("/etc/twinhull/a.toml", &format!("[boot]\nchooser = \"{chooser}\"\n"))]);
+            assert_eq!(Settings::load(&root, None).unwrap().boot.chooser, Some(chooser));
+        }
     }
 
     #[test]

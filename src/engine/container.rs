@@ -1,5 +1,6 @@
-//! Containers: look, create, start, stop, remove.
+//! Containers: look, create, start, stop, remove; and where their volumes are.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -25,6 +26,19 @@ impl Engine {
     /// `Failed` if the engine does not answer.
     pub fn container(&self, name: &str) -> Result<Option<Container>> {
         self.look(&format!("/containers/{}/json", encode(name)))
+    }
+
+    /// Where the volume called `name` is on the host, or `None`.
+    ///
+    /// # Errors
+    /// `Failed` if the engine does not answer.
+    pub fn volume_dir(&self, name: &str) -> Result<Option<PathBuf>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Volume {
+            mountpoint: PathBuf,
+        }
+        Ok(self.look::<Volume>(&format!("/volumes/{}", encode(name)))?.map(|v| v.mountpoint))
     }
 
     /// Creates a container; gives its id.

@@ -196,9 +196,10 @@ impl Host<'_> {
 
     fn extra_firmware(&self) -> Found {
         match sys::file::read_text(&self.root.path(FIRMWARE_PATH), 4096) {
-            Ok(path) if path.is_empty() => Ok(format!(
-                "the volume can be given; the kernel looks into it once {FIRMWARE_PATH} holds its path on the host"
-            )),
+            Ok(path) if path.is_empty() => {
+                Ok("the kernel looks into the volume once there is one (`twinhull supervisor run` tells it)"
+                    .to_owned())
+            }
             Ok(path) => Ok(format!("the kernel looks for firmware in {path} as well")),
             Err(_) => Err(format!("no {FIRMWARE_PATH}: the kernel cannot load firmware from elsewhere")),
         }
@@ -273,6 +274,23 @@ pub fn make(root: &Root, socket: &Path) -> Result<()> {
     }
     // Not /var/log/journal: where that exists, journald writes to flash.
     sys::durable::create_dir(&root.path("/run/log/journal"))
+}
+
+/// Lets the kernel look for firmware in `dir` as well: the volume of [`Feature::ExtraFirmware`]. A path that the image's
+/// command line has set stays.
+///
+/// # Errors
+/// `Failed`, naming the kernel's file.
+pub fn use_extra_firmware(root: &Root, dir: &Path) -> Result<()> {
+    let file = root.path(FIRMWARE_PATH);
+    match sys::file::read_if_exists(&file, 4096)? {
+        Some(path) if path.trim_ascii().is_empty() => {
+            sys::file::write_setting(&file, &dir.display().to_string())?;
+            log::info!("the kernel looks for firmware in {} as well", dir.display());
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -422,6 +440,20 @@ mod tests {
             sys::file::without_links(&lab.root.path("/run/balena.sock")),
             sys::file::without_links(&other)
         );
+    }
+
+    #[test]
+    fn the_kernel_is_told_of_extra_firmware_unless_it_knows_of_some() {
+        let lab = Lab::new();
+        let told = || sys::file::read_text(&lab.root.path(FIRMWARE_PATH), 4096).unwrap_or_default();
+        // A kernel without it.
+        use_extra_firmware(&lab.root, Path::new("/a")).unwrap();
+        assert_eq!(told(), "");
+        lab.file(FIRMWARE_PATH, "\n");
+        for dir in ["/a", "/b"] {
+            use_extra_firmware(&lab.root, Path::new(dir)).unwrap();
+            assert_eq!(told(), "/a");
+        }
     }
 
     #[test]

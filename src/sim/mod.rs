@@ -1,10 +1,15 @@
 //! A whole device in memory, with a power switch (tests only).
 //!
-//! The update procedure that runs here is the real one; the boot chooser is the real GRUB codec and scheme over a
-//! simulated file; what the bootloader does is a model of `boot/grub/grub.cfg` ([`grub_script`]). Every durable step,
-//! the bootloader's included, is a place where the power can be cut or the process killed.
+//! The update procedure and the boot choosers that run here are the real ones, over simulated files; what each
+//! bootloader does is a model of its script in `boot/`, checked against the truth tables of boot/README.md. Every durable
+//! step, the bootloader's included, is a place where the power can be cut or the process killed.
 
+pub mod files;
 mod grub_script;
+mod laws;
+mod loader;
 mod power;
 mod sweep;
+mod truth_table;
+mod uboot_script;
 mod world;

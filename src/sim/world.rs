@@ -5,18 +5,16 @@ use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::grub_script;
+use super::files::{Files, MemoryStore};
+use super::loader::Loader;
 use super::power::{How, Interruption, Power};
-use crate::block::{Disk, Verified};
-use crate::boot::grub::{Block, decode, encode};
-use crate::boot::resin::{self, Partitions};
-use crate::boot::{BootChooser, Variables};
+use crate::block::Disk;
+use crate::boot::BootChooser;
 use crate::model::record::{Before, Outcome, Record, Release, State};
 use crate::model::{BootId, BootPlan, Digest, Slot};
 use crate::update::{Image, Install, JournalStore, Machine, Next};
 use crate::{Kind, Result};
 
-const PARTITIONS: Partitions = Partitions { a: 2, b: 3 };
 pub const TRIES: u8 = 3;
 const BLOCK: usize = 8;
 const IMAGE_BLOCKS: u8 = 3;
@@ -46,7 +44,6 @@ fn release(version: u8) -> Release {
 /// What the device's media hold: survives cuts.
 #[derive(Debug, Clone)]
 pub struct Media {
-    env: Vec<u8>,
     journal: Option<Vec<u8>>,
     slots: [Vec<u8>; 2],
     /// Writes that are in the drive's cache: a power cut may lose any of them.
@@ -54,45 +51,6 @@ pub struct Media {
 }
 
 type Shared = Rc<RefCell<Media>>;
-
-/// The real codec and scheme over the simulated file. One sector is written or not: there is no third state.
-#[derive(Debug, Clone)]
-struct Grub {
-    media: Shared,
-    power: Power,
-}
-
-impl Grub {
-    fn change(&self, change: impl FnOnce(&mut Variables)) -> Result<()> {
-        let old = self.media.borrow().env.clone();
-        let mut block = decode(&old)?;
-        change(&mut block.variables);
-        let new = encode(&block)?.to_vec();
-        if new != old {
-            self.power.step()?;
-            self.media.borrow_mut().env = new;
-        }
-        Ok(())
-    }
-}
-
-impl BootChooser for Grub {
-    fn plan(&self) -> Result<BootPlan> {
-        resin::plan(&decode(&self.media.borrow().env)?.variables, PARTITIONS)
-    }
-
-    fn arm(&mut self, slot: &Verified, tries: u8) -> Result<()> {
-        self.change(|v| resin::arm(v, PARTITIONS, slot.slot(), tries))
-    }
-
-    fn commit(&mut self, booted: Slot) -> Result<()> {
-        self.change(|v| resin::settle(v, PARTITIONS, booted))
-    }
-
-    fn disarm(&mut self, primary: Slot) -> Result<()> {
-        self.change(|v| resin::settle(v, PARTITIONS, primary))
-    }
-}
 
 /// The real record format; an atomic rename is one step.
 #[derive(Debug, Clone)]
@@ -152,11 +110,7 @@ impl Disk for SlotDisk {
 
 impl Media {
     fn new() -> Self {
-        let mut block = Block::default();
-        resin::settle(&mut block.variables, PARTITIONS, Slot::A);
-        block.variables.set("os_bc_lim", "3");
         Self {
-            env: encode(&block).unwrap().to_vec(),
             journal: None,
             slots: [image_of(1, Behaviour::Good), vec![0; BLOCK * usize::from(IMAGE_BLOCKS)]],
             cached: Vec::new(),
@@ -191,6 +145,8 @@ pub struct End {
 
 /// The device and the update that somebody installs on it.
 pub struct World {
+    loader: Loader,
+    files: Files,
     media: Shared,
     power: Power,
     behaviour: Behaviour,
@@ -211,8 +167,10 @@ enum Stop {
 }
 
 impl World {
-    pub fn new(behaviour: Behaviour, impatient: bool) -> Self {
+    pub fn new(loader: Loader, behaviour: Behaviour, impatient: bool) -> Self {
         Self {
+            loader,
+            files: Rc::new(RefCell::new(loader.seed())),
             media: Rc::new(RefCell::new(Media::new())),
             power: Power::default(),
             behaviour,
@@ -285,10 +243,11 @@ impl World {
         next
     }
 
-    fn machine(&self, booted: Slot) -> Machine<Grub, Journal> {
+    fn machine(&self, booted: Slot) -> Machine<Box<dyn BootChooser>, Journal> {
         let (media, power) = (self.media.clone(), self.power.clone());
+        let store = MemoryStore::new(self.files.clone(), power.clone());
         Machine {
-            chooser: Grub { media: media.clone(), power: power.clone() },
+            chooser: self.loader.chooser(store),
             journal: Journal { media, power },
             booted,
             boot_id: BootId(self.boots.to_string()),
@@ -299,10 +258,10 @@ impl World {
     /// One boot: the script's choice, then the chosen slot's kernel. `None`: it panicked.
     fn boot(&mut self) -> std::result::Result<Option<Slot>, Stop> {
         self.boots += 1;
-        let choice = grub_script::choose(&self.media.borrow().env);
-        if let Some(counted) = choice.save {
+        let choice = self.loader.choose(&self.files.borrow());
+        if let Some((file, counted)) = choice.save {
             self.power.step().map_err(|_| Stop::Interrupted)?;
-            self.media.borrow_mut().env = counted;
+            self.files.borrow_mut().insert(file, counted);
             self.tried = true;
         }
         let content = self.media.borrow().slots[choice.slot as usize].clone();
@@ -364,7 +323,7 @@ impl World {
 
     fn install(
         &mut self,
-        mut machine: Machine<Grub, Journal>,
+        mut machine: Machine<Box<dyn BootChooser>, Journal>,
         version: u8,
         behaviour: Behaviour,
     ) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::{Doing, Error, Result};
 
 /// Replaces the file at `path` by `bytes` with mode `mode`: old or new after a cut at any point, never a mix.
 ///
-/// For file systems whose rename is atomic (ext4). On FAT use [`super::fatrw`] or [`overwrite`].
+/// For file systems whose rename is atomic (ext4). On FAT use [`super::fatrw`], or `boot::Store` for what a bootloader reads.
 ///
 /// # Errors
 /// `Failed`, naming the path. The old file is then still there.
@@ -66,21 +66,25 @@ pub fn scratch(dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Overwrites a file in place without changing its length, with one `pwrite` and one flush.
+/// Appends `bytes` to an existing file and flushes it. What stood there before is not touched.
 ///
-/// The file's blocks and directory entry stay as they are, so on FAT this is as atomic as the sectors that
-/// change: keep what matters within one sector of 512 bytes.
+/// The file's last sector is first written once more as it is: behind the file's end the kernel writes zeros, so if a cut
+/// leaves the new length without the new bytes, there are zeros, not what the cluster held before. (A file that was
+/// empty gets a cluster of unknown content.)
 ///
 /// # Errors
-/// `Failed` if the file is missing or has another length.
-pub fn overwrite(path: &Path, bytes: &[u8]) -> Result<()> {
-    let doing = || format!("write {}", path.display());
-    let file = OpenOptions::new().write(true).open(path).doing(doing)?;
-    let found = file.metadata().doing(doing)?.len();
-    if found != bytes.len() as u64 {
-        return Err(Error::failed(format!("{found} bytes, expected {}", bytes.len())).within(doing()));
+/// `Failed`, naming the path.
+pub fn append(path: &Path, bytes: &[u8]) -> Result<()> {
+    let doing = || format!("append to {}", path.display());
+    let file = OpenOptions::new().read(true).write(true).open(path).doing(doing)?;
+    let end = file.metadata().doing(doing)?.len();
+    let mut last = [0];
+    if end > 0 {
+        file.read_exact_at(&mut last, end - 1).doing(doing)?;
+        file.write_all_at(&last, end - 1).doing(doing)?;
+        file.sync_all().doing(doing)?;
     }
-    file.write_all_at(bytes, 0).doing(doing)?;
+    file.write_all_at(bytes, end).doing(doing)?;
     file.sync_all().doing(doing)
 }
 
@@ -173,12 +177,12 @@ mod tests {
     }
 
     #[test]
-    fn overwrite_refuses_another_length() {
+    fn append_keeps_what_is_there() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("env");
-        replace(&path, b"1234", 0o600).unwrap();
-        assert!(overwrite(&path, b"12345").unwrap_err().to_string().ends_with("4 bytes, expected 5"));
-        overwrite(&path, b"abcd").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"abcd");
+        replace(&path, b"", 0o600).unwrap();
+        append(&path, b"1234").unwrap();
+        append(&path, b"\n\n").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"1234\n\n");
     }
 }

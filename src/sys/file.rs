@@ -44,12 +44,28 @@ pub fn read_text(path: &Path, limit_bytes: u64) -> Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
+/// When a file was last changed, as time since 1970; `None` if there is none, or nobody knows.
+pub fn modified(path: &Path) -> Option<std::time::Duration> {
+    let time = std::fs::metadata(path).and_then(|m| m.modified()).ok()?;
+    time.duration_since(std::time::UNIX_EPOCH).ok()
+}
+
 /// Opens an existing file or device for reading and writing.
 ///
 /// # Errors
 /// `Failed`, naming the path.
 pub fn open_read_write(path: &Path) -> Result<File> {
     OpenOptions::new().read(true).write(true).open(path).doing(|| format!("open {}", path.display()))
+}
+
+/// Writes one value to an existing file of `/sys` or `/proc`, in one call, without a newline.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn write_setting(path: &Path, value: &str) -> Result<()> {
+    use std::io::Write;
+    let mut file = OpenOptions::new().write(true).open(path).doing(|| format!("open {}", path.display()))?;
+    file.write_all(value.as_bytes()).doing(|| format!("write {value:?} to {}", path.display()))
 }
 
 /// Opens an existing file or device for reading.

@@ -8,14 +8,25 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import tomllib
 
 BLOCK = 4096
-ZERO = bytes(16)
+DICTIONARY = b"\x37\xa4\x30\xec"
 
 
 def short_hash(data):
     return hashlib.sha256(data).digest()[:16]
+
+
+def decompress(data, prefix):
+    command = ["zstd", "-dc"]
+    with tempfile.NamedTemporaryFile() as file:
+        if prefix:
+            file.write(prefix)
+            file.flush()
+            command.append(f"--patch-from={file.name}")
+        return subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout
 
 
 archive = tarfile.open(sys.argv[1])
@@ -25,32 +36,41 @@ frames = archive.extractfile("root.frames").read()
 assert hashlib.sha256(index).hexdigest() == payload["index_sha256"]
 assert (len(index), len(frames)) == (payload["index_size"], payload["frames_size"])
 
-magic, version, block, length, blocks, count, prefixes, frames_len, most, flags = struct.unpack(
-    "<8sIIQQQQQII", index[:64]
+magic, version, block, length, carried, extents, frames_len, frame_blocks, prefix_blocks, flags = struct.unpack(
+    "<8sIIQQQQIIQ", index[:64]
 )
 assert (magic, version, block, length) == (b"twhindex", 1, BLOCK, payload["size"])
-assert (blocks, prefixes, frames_len, flags) == (-(-length // BLOCK), 0, len(frames), 0)
-hashes = [index[64 + 16 * i :][:16] for i in range(blocks)]
-carried = [i for i in range(blocks) if hashes[i] != ZERO]
+assert (frames_len, flags) == (len(frames), 0)
+where = []
+for i in range(extents):
+    first, count = struct.unpack("<QQ", index[64 + 16 * i :][:16])
+    assert count > 0 and (not where or where[-1] + 1 < first)
+    where.extend(range(first, first + count))
+assert len(where) == carried
+hashes = index[64 + 16 * extents :][: 16 * carried]
+table = index[64 + 16 * extents + 16 * carried :]
 
-image = bytearray(blocks * BLOCK)
+plain = b""
 offset = 0
-for number in range(count):
-    entry = index[64 + 16 * blocks + 48 * number :][:48]
-    first, n, size, data_hash, reserved = struct.unpack("<QII16s16s", entry)
-    assert reserved == ZERO and 1 <= n <= most and first == carried[0]
+while table:
+    size, data_hash = struct.unpack("<I16s", table[:20])
+    table = table[20:]
     data = frames[offset : offset + size]
     offset += size
     assert short_hash(data) == data_hash
-    plain = subprocess.run(["zstd", "-dc"], input=data, stdout=subprocess.PIPE, check=True).stdout
-    assert len(plain) == BLOCK * n
-    for i in range(n):
-        where = carried.pop(0)
-        piece = plain[BLOCK * i :][:BLOCK]
-        assert short_hash(piece) == hashes[where]
-        image[BLOCK * where : BLOCK * where + BLOCK] = piece
-assert not carried and offset == len(frames)
+    prefix = plain[max(0, len(plain) - BLOCK * prefix_blocks) :]
+    while prefix.startswith(DICTIONARY):
+        prefix = prefix[BLOCK:]
+    piece = decompress(data, prefix)
+    assert len(piece) == min(BLOCK * frame_blocks, BLOCK * carried - len(plain))
+    plain += piece
+assert offset == len(frames) and len(plain) == BLOCK * carried
 
+image = bytearray(-(-length // BLOCK) * BLOCK)
+for i in range(carried):
+    piece = plain[BLOCK * i :][:BLOCK]
+    assert short_hash(piece) == hashes[16 * i :][:16]
+    image[BLOCK * where[i] : BLOCK * where[i] + BLOCK] = piece
 image = bytes(image[:length])
 assert hashlib.sha256(image).hexdigest() == payload["sha256"]
 assert image == open(sys.argv[2], "rb").read()

@@ -1,6 +1,6 @@
 //! The codec of GRUB's environment block.
 
-use crate::boot::Variables;
+use crate::boot::{Environment, Variables};
 use crate::{Error, Result};
 
 /// The size of the block: GRUB never changes it.

@@ -1,105 +1,135 @@
 //! The GRUB boot chooser: the block's store, and the laws kept.
 
-use std::path::PathBuf;
-
-use super::{BLOCK_BYTES, Block, decode, encode};
+use super::{Block, decode, encode};
 use crate::block::Verified;
-use crate::boot::resin::{self, Partitions};
-use crate::boot::{BootChooser, Variables};
+use crate::boot::resin::{self, Notation};
+use crate::boot::{BootChooser, Store, Variables};
 use crate::model::{BootPlan, Slot};
-use crate::{Doing, Error, Result, sys};
+use crate::{Doing, Error, Result};
 
-/// The unit that a disk writes whole or not at all.
-const SECTOR_BYTES: usize = 512;
-
-/// GRUB's environment block as a boot chooser.
+/// An environment block in GRUB's format as a boot chooser: GRUB's own, and balena-bootloader's `bootenv`.
 ///
 /// The file is overwritten in place, never truncated and never renamed (`grub-editenv` truncates first, and on FAT a
 /// rename is not atomic): its clusters and directory entry stay, and one write changes bytes of one sector only, so a
 /// power cut leaves the old block or the new one.
 #[derive(Debug)]
-pub struct Grub {
-    file: PathBuf,
-    partitions: Partitions,
+pub struct Grub<S> {
+    store: S,
+    file: String,
+    notation: Notation,
 }
 
-impl Grub {
-    /// The chooser whose block is the file `file`, on a disk where the slots have these partition numbers.
-    pub const fn new(file: PathBuf, partitions: Partitions) -> Self {
-        Self { file, partitions }
+impl<S: Store> Grub<S> {
+    /// The chooser whose block is `file` in `store`, in a bootloader's notation.
+    pub fn new(store: S, file: impl Into<String>, notation: Notation) -> Self {
+        Self { store, file: file.into(), notation }
     }
 
     fn name(&self) -> String {
-        format!("boot plan: {}", self.file.display())
+        format!("boot plan: {}", self.store.name(&self.file))
     }
 
-    fn read(&self) -> Result<(Vec<u8>, Block)> {
-        let raw = sys::file::read(&self.file, BLOCK_BYTES as u64)?;
-        let block = decode(&raw)?;
-        Ok((raw, block))
+    fn read(&self) -> Result<Block> {
+        let raw = self.store.read(&self.file)?.ok_or_else(|| Error::failed("No such file or directory"))?;
+        decode(&raw)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Variables)) -> Result<()> {
-        let (old, mut block) = self.read()?;
+    fn change(&mut self, change: impl FnOnce(&mut Variables)) -> Result<()> {
+        // balenaOS's programs write `bootenv` and `grubenv` with fatrw; the bootloader sees only the block itself.
+        self.store.finish_fatrw(&self.file)?;
+        let mut block = self.read()?;
         change(&mut block.variables);
-        let new = encode(&block)?;
-        if old == new {
-            return Ok(());
-        }
-        check_one_sector(&old, &new)?;
-        sys::durable::overwrite(&self.file, &new)
+        self.store.overwrite(&self.file, &encode(&block)?)
     }
 }
 
-/// Refuses a change that a power cut could leave half done.
-fn check_one_sector(old: &[u8], new: &[u8]) -> Result<()> {
-    let changed = old.chunks(SECTOR_BYTES).zip(new.chunks(SECTOR_BYTES)).filter(|(a, b)| a != b).count();
-    if changed > 1 {
-        return Err(Error::failed(
-            "the change would touch both sectors of the block; move resin_root_part, upgrade_available, bootcount and \
-             os_bc_lim to its start",
-        ));
-    }
-    Ok(())
-}
-
-impl BootChooser for Grub {
+impl<S: Store> BootChooser for Grub<S> {
     fn plan(&self) -> Result<BootPlan> {
-        self.read()
-            .and_then(|(_, block)| resin::plan(&block.variables, self.partitions))
-            .doing(|| self.name())
+        self.read().and_then(|block| resin::plan(&block.variables, self.notation)).doing(|| self.name())
     }
 
     fn arm(&mut self, slot: &Verified, tries: u8) -> Result<()> {
-        self.change(|v| resin::arm(v, self.partitions, slot.slot(), tries)).doing(|| self.name())
+        let (name, notation) = (self.name(), self.notation);
+        self.change(|v| resin::arm(v, notation, slot.slot(), tries)).doing(|| name)
     }
 
     fn commit(&mut self, booted: Slot) -> Result<()> {
-        self.change(|v| resin::settle(v, self.partitions, booted)).doing(|| self.name())
+        self.disarm(booted)
     }
 
     fn disarm(&mut self, primary: Slot) -> Result<()> {
-        self.change(|v| resin::settle(v, self.partitions, primary)).doing(|| self.name())
+        let (name, notation) = (self.name(), self.notation);
+        self.change(|v| resin::settle(v, notation, primary)).doing(|| name)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::conformance;
+    use crate::boot::resin::Partitions;
+    use crate::boot::{Directory, Environment, conformance};
+    use crate::sim::files::MemoryStore;
+    use crate::sys;
 
     const SEED: &[u8] = include_bytes!("../../../tests/fixtures/grub/seed.grubenv");
+    const BOOTENV: &[u8] = include_bytes!("../../../tests/fixtures/grub/bootenv.grubenv");
 
-    fn chooser(dir: &tempfile::TempDir, raw: &[u8]) -> Grub {
-        let file = dir.path().join("grubenv");
-        sys::durable::replace(&file, raw, 0o644).unwrap();
-        Grub::new(file, Partitions { a: 2, b: 3 })
+    const NOTATION: Notation = Notation::Decimal(Partitions { a: 2, b: 3 });
+
+    fn chooser(dir: &tempfile::TempDir, raw: &[u8]) -> Grub<Directory> {
+        sys::durable::replace(&dir.path().join("grubenv"), raw, 0o644).unwrap();
+        Grub::new(Directory::new(dir.path()), "grubenv", NOTATION)
     }
 
     #[test]
     fn keeps_the_laws() {
         let dir = tempfile::tempdir().unwrap();
         conformance::check(&mut chooser(&dir, SEED));
+    }
+
+    #[test]
+    fn balena_bootloader_s_block_keeps_the_laws() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bootenv = chooser(&dir, BOOTENV);
+        bootenv.notation = Notation::Letters;
+        conformance::check(&mut bootenv);
+        bootenv.arm(&Verified::for_test(Slot::B), 3).unwrap();
+        let values: Vec<_> =
+            bootenv.read().unwrap().variables.iter().map(|(n, v)| format!("{n}={v}")).collect();
+        let expected = [
+            "bootcount=-1",
+            "resin_root_part=B",
+            "upgrade_available=1",
+            "kernel_override_abi=",
+            "extra_os_firmware_class_path=",
+        ];
+        assert_eq!(values, expected);
+    }
+
+    #[test]
+    fn no_bit_and_no_byte_may_go_unnoticed_or_turn_into_a_default() {
+        for (raw, notation) in [(SEED, NOTATION), (BOOTENV, Notation::Letters)] {
+            let harms = (0..raw.len() * 8).map(|bit| {
+                let mut raw = raw.to_vec();
+                raw[bit / 8] ^= 1 << (bit % 8);
+                raw
+            });
+            for harmed in harms.chain((0..raw.len()).map(|n| raw[..n].to_vec())) {
+                let store = MemoryStore::of(&[("grubenv", &harmed)]);
+                match Grub::new(store, "grubenv", notation).plan() {
+                    Err(e) => assert!(e.to_string().starts_with("boot plan: grubenv: "), "{e}"),
+                    // The format has no checksum: what it says must then stand there, word for word.
+                    Ok(plan) => {
+                        let mark = notation.mark(plan.trial.map_or(plan.primary, |t| t.slot));
+                        let trial = u8::from(plan.trial.is_some());
+                        let text = String::from_utf8_lossy(&harmed).into_owned();
+                        assert_eq!(harmed.len(), 1024);
+                        assert!(text.contains(&format!("\nresin_root_part={mark}\n")), "{text}");
+                        assert!(text.contains(&format!("\nupgrade_available={trial}\n")), "{text}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]
@@ -114,8 +144,7 @@ mod tests {
         let mut grub = chooser(&dir, &encode(&block).unwrap());
         grub.arm(&Verified::for_test(Slot::B), 3).unwrap();
         grub.commit(Slot::B).unwrap();
-        let names: Vec<_> =
-            grub.read().unwrap().1.variables.iter().map(|(n, v)| format!("{n}={v}")).collect();
+        let names: Vec<_> = grub.read().unwrap().variables.iter().map(|(n, v)| format!("{n}={v}")).collect();
         assert_eq!(
             names,
             [
@@ -133,13 +162,18 @@ mod tests {
     fn a_change_across_two_sectors_is_refused_and_nothing_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let mut block = Block::default();
-        for (name, value) in [("resin_root_part", "2"), ("padding", &"x".repeat(500)), ("bootcount", "0")] {
+        for (name, value) in [
+            ("resin_root_part", "2"),
+            ("padding", &"x".repeat(500)),
+            ("bootcount", "0"),
+            ("upgrade_available", "0"),
+        ] {
             block.variables.set(name, value);
         }
         let mut grub = chooser(&dir, &encode(&block).unwrap());
         let before = grub.plan().unwrap();
         let e = grub.arm(&Verified::for_test(Slot::B), 3).unwrap_err().to_string();
-        assert!(e.contains("both sectors"), "{e}");
+        assert!(e.contains("two sectors"), "{e}");
         assert_eq!(grub.plan().unwrap(), before);
     }
 

@@ -92,7 +92,8 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
     let mut compatible: Vec<DeviceType> = Vec::new();
     let mut signers = Signers::default();
     let mut provides = Provides::default();
-    let (mut arch_name, mut release, mut level, mut frame_kib) = (arch().to_owned(), 0, 19, 1024_u32);
+    let (mut arch_name, mut release, mut level) = (arch().to_owned(), 0, 19);
+    let (mut frame_kib, mut prefix_kib) = (64_u32, 1024_u32);
     while let Some(arg) = parser.next().map_err(&wrong)? {
         let known = match arg {
             Long(name) => name.to_owned(),
@@ -114,6 +115,7 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
             "arch" => arch_name = parser.value().and_then(|v| v.string()).map_err(&wrong)?,
             "release" => release = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
             "level" => level = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
+            "prefix-size" => prefix_kib = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
             "frame-size" => frame_kib = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
             "provides" => provide(&mut provides, &parser.value().and_then(|v| v.string()).map_err(&wrong)?)?,
             other => return Err(wrong(lexopt::Error::UnexpectedOption(format!("--{other}")))),
@@ -128,10 +130,24 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
             "bundle create: --frame-size {frame_kib}: 4 to 4096, in steps of 4"
         )));
     }
+    if prefix_kib > 8192 || !prefix_kib.is_multiple_of(4) {
+        return Err(Error::usage(format!(
+            "bundle create: --prefix-size {prefix_kib}: 0 to 8192, in steps of 4"
+        )));
+    }
     provides.os.get_or_insert_with(|| version.to_string());
-    let frame_blocks = frame_kib / 4;
-    let recipe =
-        Recipe { compatible, arch: arch_name, version, release, min_version, provides, level, frame_blocks };
+    let (frame_blocks, prefix_blocks) = (frame_kib / 4, prefix_kib / 4);
+    let recipe = Recipe {
+        compatible,
+        arch: arch_name,
+        version,
+        release,
+        min_version,
+        provides,
+        level,
+        frame_blocks,
+        prefix_blocks,
+    };
     Ok(Creation { image: needed(image, "--image")?, out: needed(out, "--output")?, recipe, signers })
 }
 

@@ -14,10 +14,12 @@ use super::pace::Pace;
 use super::record::Record;
 use crate::config::Settings;
 use crate::engine::{Container, Engine, Events, Progress, Wake};
+use crate::feature::grant::EXTRA_FIRMWARE_VOLUME;
+use crate::feature::host;
 use crate::sys::clock::{BootClock, Clock};
 use crate::sys::notify;
 use crate::sys::termination::Termination;
-use crate::{Doing, Error, Result, Root, feature};
+use crate::{Doing, Error, Result, Root};
 
 /// Without an event, the container is looked at this often: events can be lost.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -96,7 +98,7 @@ impl<'a> Watcher<'a> {
     fn attend(&mut self) -> Result<()> {
         (self.compared, self.running) = (false, false);
         let engine = Engine::connect(&self.settings.engine, self.root)?;
-        if let Err(e) = feature::host::make(self.root, engine.socket()) {
+        if let Err(e) = make_host_side(self.root, &engine) {
             log::warn!("host side of the feature labels: {e}; `twinhull features check` says what it means");
         }
         let mut events = engine.events(NAME, self.termination)?;
@@ -292,6 +294,15 @@ impl<'a> Watcher<'a> {
         if notify::watchdog_interval().is_some() {
             notify::notify("WATCHDOG=1");
         }
+    }
+}
+
+/// What containers expect of their host, as far as it takes an engine to make it.
+fn make_host_side(root: &Root, engine: &Engine) -> Result<()> {
+    host::make(root, engine.socket())?;
+    match engine.volume_dir(EXTRA_FIRMWARE_VOLUME)? {
+        Some(dir) => host::use_extra_firmware(root, &dir),
+        None => Ok(()),
     }
 }
 

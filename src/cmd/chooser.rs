@@ -1,0 +1,120 @@
+//! Which bootloader this device has: as set, or found by the files that it needs.
+
+use std::path::{Path, PathBuf};
+
+use super::host::AnyChooser;
+use crate::block::BootedDisk;
+use crate::boot::Directory;
+use crate::boot::grub::Grub;
+use crate::boot::resin::{Notation, Partitions};
+use crate::boot::uboot_env::{Place, Places, UbootEnv, parse_config};
+use crate::boot::uboot_text::{PLAN_FILE, UbootText};
+use crate::config::{Boot, Chooser};
+use crate::model::Slot;
+use crate::{Doing, Error, Result, Root, sys};
+
+const BOOT: &str = "/mnt/boot";
+const LIMIT_BYTES: u64 = 64 * 1024;
+
+/// Opens the device's boot chooser.
+///
+/// # Errors
+/// `Failed` if none or several are found, saying what was looked for or found, and if the disk lacks a slot.
+pub fn open(root: &Root, settings: &Boot, disk: &BootedDisk) -> Result<(AnyChooser, Chooser)> {
+    let chooser = match settings.chooser {
+        Some(chooser) => chooser,
+        None => find(root, settings)?,
+    };
+    let [a, b] = Slot::ALL.map(|s| disk.slot_partition(s).map(|p| p.number));
+    let partitions = Partitions { a: a?, b: b? };
+    let file = root.path(evidence(settings, chooser));
+    let opened: AnyChooser = match chooser {
+        Chooser::Grub | Chooser::BalenaBootloader => {
+            let notation = match chooser {
+                Chooser::BalenaBootloader => Notation::Letters,
+                _ => Notation::Decimal(partitions),
+            };
+            let (store, name) = Directory::of_file(&file)?;
+            Box::new(Grub::new(store, name, notation))
+        }
+        Chooser::UbootText => Box::new(UbootText::new(Directory::new(root.path(BOOT)), partitions)),
+        Chooser::UbootEnv => {
+            let text = sys::file::read_text(&file, LIMIT_BYTES)?;
+            let places = parse_config(&text).doing(|| file.display().to_string())?;
+            let under_root = |p: Place| Place { device: root.path(&p.device), ..p };
+            Box::new(UbootEnv::new(Places(places.into_iter().map(under_root).collect()), partitions))
+        }
+    };
+    Ok((opened, chooser))
+}
+
+/// The file that shows that a bootloader is there.
+fn evidence(settings: &Boot, chooser: Chooser) -> PathBuf {
+    match chooser {
+        Chooser::Grub => settings.grub_env.clone(),
+        Chooser::BalenaBootloader => Path::new(BOOT).join("bootenv"),
+        Chooser::UbootText => Path::new(BOOT).join(PLAN_FILE),
+        Chooser::UbootEnv => "/etc/fw_env.config".into(),
+    }
+}
+
+fn find(root: &Root, settings: &Boot) -> Result<Chooser> {
+    let places = Chooser::ALL.map(|chooser| (chooser, evidence(settings, chooser)));
+    let is_there = |(_, file): &&(Chooser, PathBuf)| root.path(file).exists();
+    let list = |found: &[&(Chooser, PathBuf)]| {
+        let each: Vec<_> =
+            found.iter().map(|(c, file)| format!("{} ({c})", root.path(file).display())).collect();
+        each.join(", ")
+    };
+    match places.iter().filter(is_there).collect::<Vec<_>>().as_slice() {
+        [(chooser, _)] => Ok(*chooser),
+        [] => Err(Error::failed(format!(
+            "no bootloader's environment found, looked for {}; is the boot partition mounted, or should boot.chooser be \
+             set in /etc/twinhull/*.toml?",
+            list(&places.iter().collect::<Vec<_>>())
+        ))),
+        several => Err(Error::failed(format!(
+            "more than one bootloader's environment found: {}; set boot.chooser in /etc/twinhull/*.toml to the one that \
+             boots this device",
+            list(several)
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find_among(files: &[&str]) -> Result<Chooser> {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::new(dir.path());
+        for file in files {
+            let path = root.path(file);
+            sys::durable::create_dir(path.parent().unwrap()).unwrap();
+            sys::durable::replace(&path, b"", 0o644).unwrap();
+        }
+        find(&root, &Boot::default())
+    }
+
+    #[test]
+    fn one_bootloader_s_file_tells_which_it_is() {
+        for (file, expected) in [
+            ("/mnt/boot/EFI/BOOT/grubenv", Chooser::Grub),
+            ("/mnt/boot/bootenv", Chooser::BalenaBootloader),
+            ("/mnt/boot/resinOS_uEnv.txt", Chooser::UbootText),
+            ("/etc/fw_env.config", Chooser::UbootEnv),
+        ] {
+            assert_eq!(find_among(&[file, "/mnt/boot/config.json"]).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn none_and_several_are_errors_that_name_the_files() {
+        let e = find_among(&["/mnt/boot/config.json"]).unwrap_err().to_string();
+        assert!(e.starts_with("no bootloader's environment found, looked for "), "{e}");
+        assert!(e.contains("/mnt/boot/EFI/BOOT/grubenv (grub), "), "{e}");
+        let e = find_among(&["/mnt/boot/bootenv", "/mnt/boot/resinOS_uEnv.txt"]).unwrap_err().to_string();
+        assert!(e.contains("/mnt/boot/bootenv (balena-bootloader)"), "{e}");
+        assert!(e.contains("/mnt/boot/resinOS_uEnv.txt (uboot-text); set boot.chooser"), "{e}");
+    }
+}

@@ -1,0 +1,85 @@
+//! Law 4 for every chooser: wherever a change is cut, the plan is the one before or the one after, and the bootloader
+//! does what the plan says.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::files::MemoryStore;
+use super::loader::Loader;
+use super::power::Power;
+use crate::block::Verified;
+use crate::model::{BootPlan, Slot};
+
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Arm(Slot),
+    Commit(Slot),
+    Disarm(Slot),
+}
+
+/// What may be asked for in a plan.
+fn changes(plan: BootPlan) -> Vec<Change> {
+    match plan.trial {
+        None => vec![Change::Arm(!plan.primary), Change::Disarm(plan.primary)],
+        Some(trial) => vec![Change::Commit(trial.slot), Change::Disarm(plan.primary)],
+    }
+}
+
+/// The slot that boots by this plan.
+fn next(plan: BootPlan) -> Slot {
+    plan.trial.filter(|t| t.tries_left > 0).map_or(plan.primary, |t| t.slot)
+}
+
+#[test]
+fn wherever_a_change_is_cut_the_plan_is_the_one_before_or_the_one_after() {
+    for loader in Loader::ALL {
+        let mut cuts = 0;
+        let mut worlds = vec![loader.seed()];
+        // Long enough for each change from each state, with every number of boots used.
+        for _ in 0..6 {
+            let mut after_all = Vec::new();
+            for seed in worlds {
+                let open = |power: &Power| {
+                    let files = Rc::new(RefCell::new(seed.clone()));
+                    (files.clone(), loader.chooser(MemoryStore::new(files, power.clone())))
+                };
+                let before = open(&Power::default()).1.plan().unwrap();
+                assert_eq!(loader.choose(&seed).slot, next(before), "{loader:?} {before:?}");
+                for change in changes(before) {
+                    for after_steps in 0.. {
+                        let power = Power::default();
+                        power.set(Some(after_steps));
+                        let (files, mut chooser) = open(&power);
+                        let (result, expected) = match change {
+                            Change::Arm(slot) => {
+                                (chooser.arm(&Verified::for_test(slot), 2), BootPlan::on_trial(slot, 2))
+                            }
+                            Change::Commit(slot) => (chooser.commit(slot), BootPlan::settled(slot)),
+                            Change::Disarm(slot) => (chooser.disarm(slot), BootPlan::settled(slot)),
+                        };
+                        let found = chooser.plan().unwrap();
+                        let story = format!("{loader:?}, {before:?}, {change:?} cut after {after_steps}");
+                        assert!(found == before || found == expected, "{story}: {found:?}");
+                        assert_eq!(loader.choose(&files.borrow()).slot, next(found), "{story}: {found:?}");
+                        if result.is_ok() {
+                            assert_eq!(found, expected, "{story}");
+                            after_all.push(files.borrow().clone());
+                            break;
+                        }
+                        cuts += 1;
+                    }
+                }
+                if let Some((file, counted)) = loader.choose(&seed).save {
+                    let mut booted = seed.clone();
+                    booted.insert(file, counted);
+                    after_all.push(booted);
+                }
+            }
+            after_all.sort();
+            after_all.dedup();
+            worlds = after_all;
+        }
+        crate::sys::out::line(&format!("sim: {loader:?}: {cuts} cuts of single changes"));
+        assert!(cuts > 10, "{loader:?}: {cuts}");
+    }
+}

@@ -1,0 +1,64 @@
+//! The truth tables of boot/README.md, row by row, against the models.
+
+use std::collections::BTreeMap;
+
+use super::loader::Loader;
+use super::uboot_script;
+use crate::boot::Environment;
+use crate::boot::grub::{Block, decode, encode};
+use crate::boot::uboot_text::{COUNT_FILE, PLAN_FILE};
+
+const README: &str = include_str!("../../boot/README.md");
+
+/// The rows of the first table below the heading that begins with `heading`.
+fn rows(heading: &str) -> Vec<Vec<&'static str>> {
+    let rows: Vec<Vec<&str>> = README
+        .lines()
+        .skip_while(|l| !l.starts_with(heading))
+        .skip_while(|l| !l.starts_with("| `resin_root_part` |"))
+        .skip(2)
+        .take_while(|l| l.starts_with('|'))
+        .map(|l| l.trim_matches('|').split('|').map(|c| c.trim().trim_matches('`')).collect())
+        .collect();
+    assert!(rows.len() >= 12, "{heading}: {} rows found", rows.len());
+    rows
+}
+
+const NAMES: [&str; 4] = ["resin_root_part", "upgrade_available", "bootcount", "os_bc_lim"];
+
+#[test]
+fn grub() {
+    for row in rows("## GRUB") {
+        let mut block = Block::default();
+        for (name, value) in NAMES.iter().zip(&row).filter(|(_, v)| **v != "absent") {
+            block.variables.set(name, value);
+        }
+        let files = BTreeMap::from([("grubenv".to_owned(), encode(&block).unwrap().to_vec())]);
+        let choice = Loader::Grub.choose(&files);
+        let counted = choice.save.map(|(_, raw)| decode(&raw).unwrap().variables.value("bootcount").unwrap());
+        assert_eq!(
+            (choice.slot.to_string().as_str(), counted.as_deref().unwrap_or("-")),
+            (row[4], row[5]),
+            "{row:?}"
+        );
+    }
+}
+
+#[test]
+fn u_boot_with_text_files() {
+    for row in rows("## U-Boot with text files") {
+        let mut files = BTreeMap::from([(PLAN_FILE.to_owned(), String::new())]);
+        for (name, value) in NAMES.iter().zip(&row).filter(|(_, v)| **v != "absent") {
+            let file = if *name == "bootcount" { COUNT_FILE } else { PLAN_FILE };
+            *files.entry(file.to_owned()).or_default() += &format!("{name}={value}\n");
+        }
+        let files = files.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
+        let choice = Loader::UbootText.choose(&files);
+        let counted = choice.save.map(|(_, raw)| uboot_script::import(&raw)["bootcount"].clone());
+        assert_eq!(
+            (choice.slot.to_string().as_str(), counted.as_deref().unwrap_or("-")),
+            (row[4], row[5]),
+            "{row:?}"
+        );
+    }
+}

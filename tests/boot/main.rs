@@ -1,0 +1,18 @@
+//! Environments of bootloaders, against the real tools: what they wrote is read, and what twinhull wrote is read by
+//! them. A thousand random environments each.
+#![allow(clippy::disallowed_methods, clippy::disallowed_macros, clippy::unwrap_used, clippy::panic)]
+
+mod grub;
+mod random;
+mod uboot_env;
+mod uboot_text;
+
+use std::process::Command;
+
+/// Runs a program that must succeed; its output.
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{program} {args:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
