@@ -478,6 +478,19 @@ def check_license(stage, checkout):
     check(ours <= used | {'MIT', 'Apache-2.0'}, 'LICENSE names %s, which no linked crate needs' % sorted(ours - used))
 
 
+def check_readme(layer):
+    """What yocto-check-layer wants of a README, and that it names what the layer has."""
+    text = open(os.path.join(layer, 'README.md')).read()
+    for wanted in ('maintainer', 'patch', '@'):
+        check(wanted in text, 'README.md of the layer: no %r' % wanted)
+    for path in files_of(layer, '.bb', '.bbclass', '.wks'):
+        name = os.path.basename(path).split('_')[0].removesuffix('.bb')
+        # Classes without variables are not for makers of images.
+        if path.endswith('.bbclass') and '[doc]' not in open(path).read():
+            continue
+        check(name.removesuffix('.bbclass') in text, 'README.md of the layer does not name ' + name)
+
+
 def check_installed(stage):
     """Every file beside the recipe is installed, and every unit enabled."""
     d = one(stage, 'twinhull')
@@ -487,6 +500,10 @@ def check_installed(stage):
         check('file://' + name in d.getVar('SRC_URI').split(), 'twinhull.inc: SRC_URI lacks files/' + name)
         if name.endswith(('.service', '.path', '.timer', '.socket')):
             check(name in d.getVar('SYSTEMD_SERVICE:twinhull').split(), 'twinhull.inc: TWINHULL_UNITS lacks ' + name)
+    for variant, expected in (('', ''), ('native', 'build-host')):
+        found = one(stage, 'twinhull', variant).getVar('PACKAGECONFIG')
+        check(found == expected, 'PACKAGECONFIG of twinhull (%s) is %r, expected %r' % (variant, found, expected))
+    check('twinhull-bundle-native' in (one(stage, 'twinhull', 'native').getVar('PROVIDES') or ''), 'nothing provides twinhull-bundle-native')
     run(d, 'do_unpack_stand_in')
     program = d.getVar('TWINHULL_PROGRAM')
     write(program, 'stands for the program')
@@ -536,6 +553,7 @@ def main():
     check_license(stage, checkout)
     check_fragments(stage.layer)
     check_installed(stage)
+    check_readme(stage.layer)
     check_boot_files(work, checkout)
     check_modules(stage)
     check_bundle(stage, work, twinhull)
