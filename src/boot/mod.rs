@@ -18,6 +18,7 @@ pub mod conformance;
 pub mod grub;
 pub mod resin;
 mod store;
+pub mod uboot_env;
 pub mod uboot_text;
 mod variables;
 

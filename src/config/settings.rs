@@ -56,11 +56,13 @@ pub enum Chooser {
     BalenaBootloader,
     /// U-Boot with balenaOS's text files on the boot partition.
     UbootText,
+    /// U-Boot with its native environment, where `/etc/fw_env.config` says.
+    UbootEnv,
 }
 
 impl Chooser {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Grub, Self::BalenaBootloader, Self::UbootText];
+    pub const ALL: [Self; 4] = [Self::Grub, Self::BalenaBootloader, Self::UbootText, Self::UbootEnv];
 
     /// Its name in the settings.
     pub const fn name(self) -> &'static str {
@@ -68,6 +70,7 @@ impl Chooser {
             Self::Grub => "grub",
             Self::BalenaBootloader => "balena-bootloader",
             Self::UbootText => "uboot-text",
+            Self::UbootEnv => "uboot-env",
         }
     }
 }
@@ -146,6 +149,10 @@ pub struct Provision {
     pub retry_max_s: u64,
     /// Seconds that the API has to answer one request.
     pub timeout_s: u64,
+    /// The last resort: after so many answers in a row that another device has our uuid or key, one that the
+    /// provisioning key may not see, this device gets a new identity. The former one is kept in
+    /// `/mnt/state/twinhull/former-identity.json`. 0: never.
+    pub new_identity_after: u32,
 }
 
 /// `[init]`
@@ -211,6 +218,7 @@ impl Default for Provision {
             retry_s: 2,
             retry_max_s: 300,
             timeout_s: 59,
+            new_identity_after: 10,
         }
     }
 }

@@ -1,11 +1,15 @@
 //! The bootloaders of the simulated devices: each is its real chooser, and a model of what runs before twinhull.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use super::files::MemoryStore;
+use super::power::Power;
 use super::{grub_script, uboot_script};
 use crate::boot::grub::{Block, Grub, encode};
 use crate::boot::resin::{self, Notation, Partitions};
+use crate::boot::uboot_env::{UbootEnv, decode, newer};
 use crate::boot::uboot_text::{COUNT_FILE, PLAN_FILE, UbootText};
 use crate::boot::{BootChooser, Environment};
 use crate::model::Slot;
@@ -31,10 +35,17 @@ pub enum Loader {
     Bootenv,
     /// `boot/uboot/boot.cmd`.
     UbootText,
+    /// `boot/uboot-env/boot.cmd` with a redundant environment.
+    UbootEnv,
+    /// The same with a single one.
+    UbootEnvSingle,
+    /// The counter kept by PID 1.
+    Initramfs,
 }
 
 impl Loader {
-    pub const ALL: [Self; 3] = [Self::Grub, Self::Bootenv, Self::UbootText];
+    pub const ALL: [Self; 6] =
+        [Self::Grub, Self::Bootenv, Self::UbootText, Self::UbootEnv, Self::UbootEnvSingle, Self::Initramfs];
 
     /// The boot partition of a new device, settled on slot A.
     pub fn seed(self) -> BTreeMap<String, Vec<u8>> {
@@ -48,6 +59,11 @@ impl Loader {
             }
             // As balenaOS ships it: without a limit and without a count.
             Self::UbootText => BTreeMap::from([text(PLAN_FILE, "resin_root_part=2\nupgrade_available=0\n")]),
+            Self::UbootEnv | Self::Initramfs => BTreeMap::from([
+                ("env.0".to_owned(), env_copy(1, true)),
+                ("env.1".to_owned(), env_copy(0, true)),
+            ]),
+            Self::UbootEnvSingle => BTreeMap::from([("env.0".to_owned(), env_copy(0, false))]),
         }
     }
 
@@ -55,7 +71,9 @@ impl Loader {
         match self {
             Self::Grub => Notation::Decimal(PARTITIONS),
             Self::Bootenv => Notation::Letters,
-            Self::UbootText => Notation::Hex(PARTITIONS),
+            Self::UbootText | Self::UbootEnv | Self::UbootEnvSingle | Self::Initramfs => {
+                Notation::Hex(PARTITIONS)
+            }
         }
     }
 
@@ -64,6 +82,9 @@ impl Loader {
         match self {
             Self::Grub | Self::Bootenv => Box::new(Grub::new(store, GRUB_FILE, self.notation())),
             Self::UbootText => Box::new(UbootText::new(store, PARTITIONS)),
+            Self::UbootEnv | Self::UbootEnvSingle | Self::Initramfs => {
+                Box::new(UbootEnv::new(store, PARTITIONS))
+            }
         }
     }
 
@@ -83,6 +104,62 @@ impl Loader {
                 let (slot, save) = uboot_script::choose(file(PLAN_FILE), file(COUNT_FILE));
                 Choice { slot, save: save.map(|raw| (COUNT_FILE.to_owned(), raw)) }
             }
+            Self::UbootEnv | Self::UbootEnvSingle => {
+                let (slot, save) = uboot_env(file("env.0").unwrap_or_default(), file("env.1"));
+                Choice { slot, save: save.map(|(copy, raw)| (format!("env.{copy}"), raw)) }
+            }
+            // No model: what runs is the program's own code.
+            Self::Initramfs => {
+                let counted = Rc::new(RefCell::new(files.clone()));
+                let store = MemoryStore::new(counted.clone(), Power::default());
+                let slot = UbootEnv::new(store, PARTITIONS).count_boot().unwrap();
+                let save = counted
+                    .borrow()
+                    .iter()
+                    .find(|(name, raw)| files.get(*name) != Some(raw))
+                    .map(|(name, raw)| (name.clone(), raw.clone()));
+                Choice { slot, save }
+            }
         }
     }
+}
+
+/// A copy of a new environment, settled on slot A, among other variables.
+fn env_copy(flag: u8, redundant: bool) -> Vec<u8> {
+    let mut raw = vec![0; 512];
+    let data_at = 4 + usize::from(redundant);
+    let text = b"bootcount=0\0bootdelay=2\0resin_root_part=2\0upgrade_available=0\0";
+    raw[data_at..data_at + text.len()].copy_from_slice(text);
+    if redundant {
+        raw[4] = flag;
+    }
+    let crc = crc32fast::hash(&raw[data_at..]);
+    raw[..4].copy_from_slice(&crc.to_le_bytes());
+    raw
+}
+
+/// The model of `boot/uboot-env/boot.cmd`: the decision is that of the text files' script; U-Boot's `saveenv` writes
+/// the copy that it did not load.
+fn uboot_env(first: &[u8], second: Option<&[u8]>) -> (Slot, Option<(usize, Vec<u8>)>) {
+    let redundant = second.is_some();
+    let copies = [Some(first), second].map(|raw| raw.and_then(|raw| decode(raw, redundant).ok()));
+    let (loaded, target) = match &copies {
+        [Some(a), Some(b)] if newer(a.flag, b.flag) => (b, 0),
+        [Some(a), _] => (a, usize::from(redundant)),
+        [None, Some(b)] => (b, 0),
+        // U-Boot's built-in default, which knows of no trial.
+        [None, None] => return (Slot::A, None),
+    };
+    let mut text = Vec::new();
+    for entry in &loaded.entries.0 {
+        text.extend(entry);
+        text.push(b'\n');
+    }
+    let (slot, counted) = uboot_script::choose(Some(&text), Some(&text));
+    let save = counted.map(|counted| {
+        let mut entries = loaded.entries.clone();
+        entries.set("bootcount", &uboot_script::import(&counted)["bootcount"]);
+        (target, loaded.encode(&entries, loaded.flag.wrapping_add(1)).unwrap())
+    });
+    (slot, save)
 }

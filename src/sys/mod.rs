@@ -24,5 +24,6 @@ pub mod process;
 pub mod random;
 pub mod switch_root;
 pub mod termination;
+pub mod tls_date;
 pub mod tree;
 pub mod unix_socket;
