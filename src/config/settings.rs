@@ -56,11 +56,16 @@ pub enum Chooser {
     BalenaBootloader,
     /// U-Boot with balenaOS's text files on the boot partition.
     UbootText,
+    /// U-Boot with its native environment, where `/etc/fw_env.config` says.
+    UbootEnv,
+    /// systemd-boot with counted entries.
+    SystemdBoot,
 }
 
 impl Chooser {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Grub, Self::BalenaBootloader, Self::UbootText];
+    pub const ALL: [Self; 5] =
+        [Self::Grub, Self::BalenaBootloader, Self::UbootText, Self::UbootEnv, Self::SystemdBoot];
 
     /// Its name in the settings.
     pub const fn name(self) -> &'static str {
@@ -68,6 +73,8 @@ impl Chooser {
             Self::Grub => "grub",
             Self::BalenaBootloader => "balena-bootloader",
             Self::UbootText => "uboot-text",
+            Self::UbootEnv => "uboot-env",
+            Self::SystemdBoot => "systemd-boot",
         }
     }
 }

@@ -117,6 +117,8 @@ def main():
     expect(len(files) >= 2, 'no layouts in files/wic')
     for path in files:
         parts, table = parse(path)
+        names = [part.get('part-name') for part in parts]
+        expect(names == ([part['label'] for part in parts] if table == 'gpt' else [None] * 5), '%s: part-name: %s' % (path, names))
         rows = layout(parts, table)
         root = os.path.join(work, 'host-' + os.path.basename(path))
         shutil.rmtree(root, ignore_errors=True)

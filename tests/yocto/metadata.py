@@ -305,18 +305,44 @@ def fails(d, task):
         logging.getLogger('BitBake').removeHandler(listener)
 
 
-def check_boot_files(stage, checkout):
+def boot_files(stage):
+    """What the recipe twinhull-boot deploys, by path on the boot partition."""
     d = one(stage, 'twinhull-boot')
+    d.setVar('PATH', os.environ['PATH'])
     run(d, 'do_unpack_stand_in')
     run(d, 'do_compile')
     made = os.path.join(d.getVar('B'), 'twinhull-boot')
-    found = [os.path.relpath(f, made) for f in files_of(made, '')]
-    check(found == ['EFI/BOOT/grub.cfg', 'EFI/BOOT/grub_extraenv', 'EFI/BOOT/grubenv', 'config.json', 'device-type.json'],
-          'files of the boot partition: %s' % found)
-    for ours, theirs in (('EFI/BOOT/grubenv', 'tests/fixtures/grub/seed.grubenv'), ('EFI/BOOT/grub.cfg', 'boot/grub/grub.cfg')):
-        check(open(os.path.join(made, ours), 'rb').read() == open(os.path.join(checkout, theirs), 'rb').read(),
-              '%s differs from %s' % (ours, theirs))
-    check('"slug": "intel-nuc"' in open(os.path.join(made, 'device-type.json')).read(), 'device-type.json: slug')
+    return {os.path.relpath(f, made): open(f, 'rb').read() for f in files_of(made, '')}
+
+
+def check_boot_files(work, checkout):
+    def theirs(path):
+        return open(os.path.join(checkout, path), 'rb').read()
+    pi = 'RPI_USE_U_BOOT = "1"\n'
+    for machine, arch, overrides, settings, scheme in (
+            ('genericx86-64', 'x86_64', '', '', 'grub'), ('raspberrypi4-64', 'aarch64', 'rpi', pi, 'uboot-text'),
+            ('raspberrypi3', 'arm', 'rpi', pi, ''), ('qemuarm64', 'aarch64', '', 'TWINHULL_BOOTLOADER = "uboot-text"\n', 'uboot-text')):
+        stage = Stage(checkout, work, 'scarthgap', machine, arch, overrides, settings)
+        found = boot_files(stage)
+        expected = {'config.json', 'device-type.json'}
+        if scheme == 'grub':
+            expected |= {'EFI/BOOT/grub.cfg', 'EFI/BOOT/grub_extraenv', 'EFI/BOOT/grubenv'}
+            # Made by grub-editenv.
+            check(found['EFI/BOOT/grubenv'] == theirs('tests/fixtures/grub/seed.grubenv'), 'grubenv differs from what grub-editenv makes')
+            check(found['EFI/BOOT/grub.cfg'] == theirs('boot/grub/grub.cfg'), 'grub.cfg differs')
+            check(len(found['EFI/BOOT/grub_extraenv']) == 1024, 'grub_extraenv')
+            check(b'"slug": "intel-nuc"' in found['device-type.json'], 'device-type.json: slug')
+        if scheme == 'uboot-text':
+            expected |= {'boot.scr', 'bootcount.env', 'extra_uEnv.txt', 'resinOS_uEnv.txt'}
+            # A header of 64 bytes, then the length of the one script, then a zero.
+            check(found['boot.scr'][72:] == theirs('boot/uboot/boot.cmd'), 'boot.scr does not hold boot/uboot/boot.cmd')
+            check(len(found['bootcount.env']) == len(theirs('tests/fixtures/uboot/bootcount.env')), 'bootcount.env: length')
+        check(set(found) == expected, 'boot files of %s: %s' % (machine, sorted(found)))
+        # What the image puts on the boot partition is there.
+        d = one(stage, 'twinhull-example-image')
+        listed = {f for f in d.getVar('TWINHULL_BOOT_FILES').split()}
+        missing = {'boot.scr'} if 'rpi' in overrides and scheme else set()
+        check(listed == expected - missing, 'the image of %s takes %s' % (machine, sorted(listed)))
 
 
 def check_conf(stage, machine, expected):
@@ -452,6 +478,19 @@ def check_license(stage, checkout):
     check(ours <= used | {'MIT', 'Apache-2.0'}, 'LICENSE names %s, which no linked crate needs' % sorted(ours - used))
 
 
+def check_readme(layer):
+    """What yocto-check-layer wants of a README, and that it names what the layer has."""
+    text = open(os.path.join(layer, 'README.md')).read()
+    for wanted in ('maintainer', 'patch', '@'):
+        check(wanted in text, 'README.md of the layer: no %r' % wanted)
+    for path in files_of(layer, '.bb', '.bbclass', '.wks'):
+        name = os.path.basename(path).split('_')[0].removesuffix('.bb')
+        # Classes without variables are not for makers of images.
+        if path.endswith('.bbclass') and '[doc]' not in open(path).read():
+            continue
+        check(name.removesuffix('.bbclass') in text, 'README.md of the layer does not name ' + name)
+
+
 def check_installed(stage):
     """Every file beside the recipe is installed, and every unit enabled."""
     d = one(stage, 'twinhull')
@@ -461,6 +500,10 @@ def check_installed(stage):
         check('file://' + name in d.getVar('SRC_URI').split(), 'twinhull.inc: SRC_URI lacks files/' + name)
         if name.endswith(('.service', '.path', '.timer', '.socket')):
             check(name in d.getVar('SYSTEMD_SERVICE:twinhull').split(), 'twinhull.inc: TWINHULL_UNITS lacks ' + name)
+    for variant, expected in (('', ''), ('native', 'build-host')):
+        found = one(stage, 'twinhull', variant).getVar('PACKAGECONFIG')
+        check(found == expected, 'PACKAGECONFIG of twinhull (%s) is %r, expected %r' % (variant, found, expected))
+    check('twinhull-bundle-native' in (one(stage, 'twinhull', 'native').getVar('PROVIDES') or ''), 'nothing provides twinhull-bundle-native')
     run(d, 'do_unpack_stand_in')
     program = d.getVar('TWINHULL_PROGRAM')
     write(program, 'stands for the program')
@@ -510,13 +553,18 @@ def main():
     check_license(stage, checkout)
     check_fragments(stage.layer)
     check_installed(stage)
-    check_boot_files(stage, checkout)
+    check_readme(stage.layer)
+    check_boot_files(work, checkout)
     check_modules(stage)
     check_bundle(stage, work, twinhull)
     for machine, arch, overrides, expected in (
-            ('genericx86-64', 'x86_64', 'x86-64', 'chooser = "grub"'), ('raspberrypi3-64', 'aarch64', 'rpi', 'deadline_s = 900'),
-            ('p3768-0000-p3767-0000', 'aarch64', 'tegra', 'tries = 3'), ('qemuarm64', 'aarch64', '', 'persist')):
-        check_conf(Stage(checkout, work, 'wrynose', machine, arch, overrides), machine, expected)
+            ('genericx86-64', 'x86_64', '', 'chooser = "grub"'), ('raspberrypi3-64', 'aarch64', 'rpi', 'deadline_s = 900'),
+            ('raspberrypi4-64', 'aarch64', 'rpi', 'chooser = "uboot-text"'), ('qemuarm64', 'aarch64', '', 'persist'),
+            ('p3768-0000-p3767-0000', 'aarch64', 'tegra', 'tries = 3')):
+        settings = 'RPI_USE_U_BOOT = "1"\nTWINHULL_SETTINGS = "[health]\\nsettle_s = 20"\n'
+        stage = Stage(checkout, work, 'wrynose', machine, arch, overrides, settings)
+        check_conf(stage, machine, expected)
+        check_conf(stage, machine, 'settle_s = 20')
     print('unpacked: ' + unpack(stage, os.environ.get('CARGO_HOME', os.path.expanduser('~/.cargo')), work))
 
 

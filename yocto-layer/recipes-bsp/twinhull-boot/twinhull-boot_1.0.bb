@@ -8,7 +8,10 @@ LICENSE = "Apache-2.0"
 LIC_FILES_CHKSUM = "file://${COMMON_LICENSE_DIR}/Apache-2.0;md5=89aea4e17d99a7cacdbeed46a0096b10"
 CVE_PRODUCT = ""
 
-SRC_URI = "file://boot/grub/grub.cfg"
+SRC_URI = " \
+    file://boot/grub/grub.cfg \
+    file://boot/uboot/boot.cmd \
+"
 
 S = "${UNPACKDIR}"
 
@@ -20,6 +23,8 @@ TWINHULL_CONFIG_JSON ?= ""
 TWINHULL_CONFIG_JSON[doc] = "A config.json for new devices; without it one with the device type alone"
 
 INHIBIT_DEFAULT_DEPS = "1"
+DEPENDS += "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'uboot-text', 'u-boot-mkimage-native', '', d)}"
+
 do_configure[noexec] = "1"
 do_install[noexec] = "1"
 
@@ -51,14 +56,26 @@ def twinhull_boot_files(d):
         files['EFI/BOOT/grubenv'] = twinhull_grub_block(
             [('resin_root_part', '2'), ('upgrade_available', '0'), ('bootcount', '0'), ('os_bc_lim', '3')])
         files['EFI/BOOT/grub_extraenv'] = twinhull_grub_block([('extra_os_cmdline', d.getVar('TWINHULL_CMDLINE'))])
+    if d.getVar('TWINHULL_BOOTLOADER') == 'uboot-text':
+        # Settled on slot A, as twinhull leaves them. U-Boot overwrites the 13 bytes of the count in place.
+        files['resinOS_uEnv.txt'] = b'resin_root_part=2\nupgrade_available=0\nos_bc_lim=99\n'
+        files['bootcount.env'] = b'bootcount=0\n\0'
+        files['extra_uEnv.txt'] = ('extra_os_cmdline=%s\n' % d.getVar('TWINHULL_CMDLINE')).encode()
     return files
 
 python do_compile() {
+    import subprocess
     for path, data in twinhull_boot_files(d).items():
         place = os.path.join(d.getVar('B'), 'twinhull-boot', path)
         bb.utils.mkdirhier(os.path.dirname(place))
         with open(place, 'wb') as f:
             f.write(data)
+    if d.getVar('TWINHULL_BOOTLOADER') == 'uboot-text':
+        script = os.path.join(d.getVar('S'), 'boot/uboot/boot.cmd')
+        arch = 'arm64' if d.getVar('TARGET_ARCH') == 'aarch64' else 'arm'
+        environment = dict(os.environ, SOURCE_DATE_EPOCH=d.getVar('SOURCE_DATE_EPOCH') or '0')
+        subprocess.run([bb.utils.which(d.getVar('PATH'), 'mkimage'), '-A', arch, '-T', 'script', '-C', 'none', '-n', 'twinhull',
+                        '-d', script, os.path.join(d.getVar('B'), 'twinhull-boot/boot.scr')], check=True, env=environment)
 }
 do_compile[cleandirs] = "${B}"
 do_compile[vardeps] += "TWINHULL_BOOTLOADER TWINHULL_CMDLINE TWINHULL_CONFIG_JSON TWINHULL_DEVICE_ARCH TWINHULL_DEVICE_TYPE"

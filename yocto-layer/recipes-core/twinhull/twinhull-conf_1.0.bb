@@ -20,7 +20,9 @@ require conf/twinhull_machines.inc
 
 # At most one; without any, twinhull looks at what is on the boot partition.
 PACKAGECONFIG ??= "${TWINHULL_BOOTLOADER}"
+PACKAGECONFIG[balena-bootloader] = ",,,"
 PACKAGECONFIG[grub] = ",,,"
+PACKAGECONFIG[uboot-text] = ",,,"
 
 TWINHULL_SETTINGS ?= ""
 TWINHULL_SETTINGS[doc] = "Further settings in TOML, \\n for a new line: [health]\\nunits = ['sshd.socket']"
