@@ -18,6 +18,8 @@ use cloud::{Cloud, Config, Fleet, Play};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
+use twinhull::sys::http::HttpSettings;
+use twinhull::sys::tls_date;
 
 fn ask(cloud: &Cloud, request: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(cloud.address()).unwrap();
@@ -152,6 +154,19 @@ impl Device {
 
     fn config(&self) -> Value {
         serde_json::from_slice(&fs::read(self.path("mnt/boot/config.json")).unwrap()).unwrap()
+    }
+
+    fn status(&self) -> Value {
+        serde_json::from_slice(&self.status_command(&["--json"]).stdout).unwrap()
+    }
+
+    fn status_text(&self) -> String {
+        String::from_utf8(self.status_command(&[]).stdout).unwrap()
+    }
+
+    fn status_command(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_twinhull"));
+        command.arg("--root").arg(self.dir.path()).arg("status").args(args).output().unwrap()
     }
 
     fn last_kind(&self) -> String {
@@ -346,48 +361,365 @@ fn pass_one(
     tls.flush()
 }
 
-/// A managed device that knows the fleet's own CA, or does not.
-fn behind(url: &str, with_ca: bool) -> Device {
-    let device = Device::managed(url);
-    let mut config = device.config();
-    if with_ca {
-        let pem = fs::read(fixture("ca.crt")).unwrap();
-        config["balenaRootCA"] = base64::engine::general_purpose::STANDARD.encode(pem).into();
-    } else {
+// ---- the table: each answer and each fault, what `status` says of it, and how it ends
+
+/// What stands between the device and the cloud.
+enum Way {
+    /// Nothing.
+    Plain,
+    /// TLS with this certificate of the fixtures, at this host name; whether the device knows its authority.
+    Tls(&'static str, &'static str, bool),
+    /// This address instead of the cloud's.
+    Address(&'static str),
+    /// A proxy in the environment, at this address.
+    Proxy(String),
+}
+
+/// How a row ends, when the fault is over and the device tries again.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// Registered at the first try: it was no fault at all.
+    AtOnce,
+    /// Registered at the next try.
+    Next,
+    /// Not before somebody acts.
+    Stays,
+}
+
+struct Row {
+    what: &'static str,
+    way: Way,
+    plays: Vec<Play>,
+    /// A device that the cloud has already: fleet and device key.
+    known: Option<(u64, &'static str)>,
+    kind: &'static str,
+    words: &'static str,
+    end: End,
+}
+
+const UUID: &str = "0123456789abcdef0123456789abcdef";
+
+fn answer(status: u16, headers: &[&str], body: &str) -> Vec<Play> {
+    vec![Play::Answer(status, headers.iter().map(|h| (*h).to_owned()).collect(), body.to_owned())]
+}
+
+/// A proxy that answers every request with `status`, or connects if that is 200.
+fn proxy(status: u16) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || drop(pass_through(stream.unwrap(), status)));
+        }
+    });
+    format!("http://{address}")
+}
+
+fn pass_through(mut client: TcpStream, status: u16) -> io::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        client.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let to = head.strip_prefix("CONNECT ").and_then(|r| r.split(' ').next()).unwrap_or_default().to_owned();
+    write!(client, "HTTP/1.1 {status} x\r\n\r\n")?;
+    if status != 200 {
+        return Ok(());
+    }
+    let mut server = TcpStream::connect(to)?;
+    let (mut from, mut back) = (client.try_clone()?, server.try_clone()?);
+    let up = std::thread::spawn(move || io::copy(&mut from, &mut server));
+    io::copy(&mut back, &mut client)?;
+    client.shutdown(std::net::Shutdown::Both)?;
+    let _ = up.join();
+    Ok(())
+}
+
+fn table() -> Vec<Row> {
+    let row =
+        |what, plays, kind, words, end| Row { what, way: Way::Plain, plays, known: None, kind, words, end };
+    let by = |what, way, kind, words, end| Row { what, way, plays: vec![], known: None, kind, words, end };
+    let html = "<html>Log in</html>";
+    use End::{AtOnce, Next, Stays};
+    vec![
+        row("201", vec![], "", "", AtOnce),
+        row(
+            "400",
+            answer(400, &[], "UUID must be specified"),
+            "refused-400",
+            "refuses the request (400: UUID must be specified); check applicationId, deviceType and uuid",
+            Next,
+        ),
+        row(
+            "401",
+            answer(401, &[], r#"{"error":"API key required"}"#),
+            "key-rejected-401",
+            "rejects the provisioning key (401); it may have expired or belong to another fleet: put a new apiKey",
+            Next,
+        ),
+        row(
+            "403",
+            answer(403, &[], "Invalid os_version"),
+            "forbidden-403",
+            "the API forbids it (403: Invalid os_version)",
+            Next,
+        ),
+        row(
+            "404",
+            answer(404, &[], "Unknown device type"),
+            "not-found-404",
+            "check deviceType and apiEndpoint",
+            Next,
+        ),
+        Row { known: Some((7, "ours")), ..row("409, ours: an answer was lost", vec![], "", "", AtOnce) },
+        Row {
+            known: Some((7, "another")),
+            ..row("409, our fleet's, another key: key exchange", vec![], "", "", AtOnce)
+        },
+        Row {
+            known: Some((8, "theirs")),
+            ..row(
+                "409, another fleet's",
+                vec![],
+                "conflict-409",
+                "another device, which this provisioning key may not see, has this uuid",
+                Stays,
+            )
+        },
+        row(
+            "429 with Retry-After",
+            answer(429, &["Retry-After: 40"], ""),
+            "too-many-429",
+            "asks to wait for 40 s (429)",
+            Next,
+        ),
+        row("429 without", answer(429, &[], ""), "too-many-429", "the API asks to wait (429)", Next),
+        row("500", answer(500, &[], ""), "server-5xx", "the API is not well (500)", Next),
+        row("503", answer(503, &["Retry-After: 9"], html), "server-5xx", "the API is not well (503)", Next),
+        row("418", answer(418, &[], ""), "unexpected-answer", "unexpected answer 418; is apiEndpoint", Next),
+        row(
+            "log-in page behind the registration",
+            [vec![Play::AsAlways], answer(200, &[], html)].concat(),
+            "unreadable-answer",
+            "is there a log-in page in between",
+            Next,
+        ),
+        row(
+            "device key refused for a while",
+            [vec![Play::AsAlways], answer(401, &[], "")].concat(),
+            "key-not-accepted",
+            "does not accept it yet; it may remember an earlier refusal",
+            Next,
+        ),
+        row("closed before", vec![Play::CloseBefore], "network", "register the device: ", Next),
+        row("closed after", vec![Play::CloseAfter], "network", "register the device: ", Next),
+        row("time-out", vec![Play::Late(Duration::from_secs(5))], "timeout", "no answer in time", Next),
+        by("nobody listens", Way::Address("http://127.0.0.1:1"), "network", "Connection refused", Next),
+        by("no such host", Way::Address("http://nowhere.invalid"), "network", "no such host", Next),
+        by(
+            "https, but the server speaks plain http",
+            Way::Address("https://"),
+            "network",
+            "unexpected end of file",
+            Next,
+        ),
+        by("the fleet's own authority", Way::Tls("server", "127.0.0.1", true), "", "", AtOnce),
+        by(
+            "unknown authority",
+            Way::Tls("server", "127.0.0.1", false),
+            "tls",
+            "balenaRootCA in config.json must hold it",
+            Next,
+        ),
+        by("another host's certificate", Way::Tls("server", "localhost", true), "tls", "certificate", Next),
+        by(
+            "certificate from the future",
+            Way::Tls("future", "127.0.0.1", true),
+            "clock-wrong",
+            "the clock is wrong, waiting for the time",
+            Next,
+        ),
+        by(
+            "expired certificate",
+            Way::Tls("expired", "127.0.0.1", true),
+            "certificate-expired",
+            "it must be renewed, or else this clock is ahead",
+            Next,
+        ),
+        by("through a proxy", Way::Proxy(proxy(200)), "", "", AtOnce),
+        by("the proxy forbids it", Way::Proxy(proxy(403)), "proxy", "the proxy: ", Next),
+        by("the proxy wants a password", Way::Proxy(proxy(407)), "proxy", "check HTTPS_PROXY", Next),
+        by(
+            "the proxy is not there",
+            Way::Proxy("http://127.0.0.1:1".into()),
+            "network",
+            "Connection refused",
+            Next,
+        ),
+    ]
+}
+
+impl Row {
+    fn address(&self, cloud: &Cloud) -> String {
+        match self.way {
+            Way::Plain | Way::Proxy(_) => cloud.url(),
+            Way::Tls(certificate, host, _) => behind_tls(cloud, certificate).replace("127.0.0.1", host),
+            Way::Address("https://") => cloud.url().replace("http://", "https://"),
+            Way::Address(url) => url.to_owned(),
+        }
+    }
+
+    fn device(&self, cloud: &Cloud) -> Device {
+        let device = Device::managed(&self.address(cloud));
+        let mut config = device.config();
+        config["uuid"] = UUID.into();
+        config["deviceApiKey"] = "ours".into();
+        if let Way::Tls(_, _, true) = self.way {
+            let pem = fs::read(fixture("ca.crt")).unwrap();
+            config["balenaRootCA"] = base64::engine::general_purpose::STANDARD.encode(pem).into();
+        }
         // There are certificates to trust, but not this one.
         fs::create_dir_all(device.path("etc/ssl/certs")).unwrap();
         fs::copy(fixture("server.crt"), device.path("etc/ssl/certs/ca-certificates.crt")).unwrap();
+        fs::write(device.path("mnt/boot/config.json"), config.to_string()).unwrap();
+        let settings = "[provision]\nretry_s = 1\nretry_max_s = 1\ntimeout_s = 2\n";
+        fs::write(device.path("etc/twinhull/test.toml"), settings).unwrap();
+        device
     }
-    fs::write(device.path("mnt/boot/config.json"), config.to_string()).unwrap();
-    device
+
+    fn try_once(&self, device: &Device) -> Output {
+        let mut command = device.command(&["--once"]);
+        for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+            command.env_remove(name);
+        }
+        if let Way::Proxy(address) = &self.way {
+            command.env("ALL_PROXY", address);
+        }
+        command.output().unwrap()
+    }
 }
 
 #[test]
-fn the_fleets_own_ca_is_trusted() {
+fn each_answer_and_each_fault_ends_as_the_table_says() {
+    for row in table() {
+        let what = row.what;
+        let cloud = started();
+        if let Some((fleet, key)) = row.known {
+            cloud.add_device(fleet, UUID, key);
+        }
+        row.plays.iter().for_each(|play| cloud.play(play.clone()));
+        let device = row.device(&cloud);
+        let output = row.try_once(&device);
+        let said = stderr(&output);
+        assert_eq!(output.status.success(), row.end == End::AtOnce, "{what}: {said}");
+        if row.end != End::AtOnce {
+            let status = device.status();
+            let last = &status["provision"]["last_try"];
+            assert_eq!(last["kind"], row.kind, "{what}: {last}");
+            let text = last["text"].as_str().unwrap();
+            assert!(text.contains(row.words), "{what}: {text}");
+            assert_eq!(text.lines().count(), 1, "{what}");
+            let shown = format!("not registered: {text} (failed 1 times");
+            assert!(device.status_text().contains(&shown), "{what}: {}", device.status_text());
+            assert!(device.config()["apiKey"].is_string(), "{what}: the provisioning key must stay");
+            for key in ["provisioning-key", "ours"] {
+                assert!(!said.contains(key) && !status.to_string().contains(key), "{what}: {key} is told");
+            }
+            // A key never went to somebody who is not trusted.
+            if let Way::Tls(..) = row.way {
+                assert!(cloud.log().iter().all(|l| l["who"] == "nobody"), "{what}");
+            }
+            // The fault is over.
+            let mut config = device.config();
+            config["apiEndpoint"] = cloud.url().into();
+            fs::write(device.path("mnt/boot/config.json"), config.to_string()).unwrap();
+            let again = device.command(&["--once"]).env_remove("ALL_PROXY").output().unwrap();
+            assert_eq!(again.status.success(), row.end == End::Next, "{what}: {}", stderr(&again));
+        }
+        if row.end == End::Stays {
+            continue;
+        }
+        let (config, devices) = (device.config(), cloud.devices());
+        assert_eq!(devices.len(), 1, "{what}: one device in the cloud");
+        assert_eq!((&config["uuid"], &config["deviceId"]), (&json!(UUID), &json!(1001)), "{what}");
+        assert!(config["apiKey"].is_null() && devices[0].has_key("ours"), "{what}");
+        assert_eq!(device.status()["provision"]["registered"], true, "{what}");
+    }
+}
+
+fn trusting(ca: &str) -> HttpSettings {
+    HttpSettings {
+        ca_bundle: fixture(ca),
+        extra_ca_pem: None,
+        connect_timeout: Duration::from_secs(20),
+        read_timeout: Duration::from_secs(20),
+    }
+}
+
+/// Seconds since 1970, as `date -u -d DATE +%s` gives them.
+const START_OF_2020: u64 = 1_577_836_800;
+const START_OF_2090: u64 = 3_786_912_000;
+const MARCH_2026: u64 = 1_772_323_200;
+
+#[test]
+fn a_date_is_believed_only_of_a_server_that_is_trusted_at_that_date() {
     let cloud = started();
-    let device = behind(&behind_tls(&cloud, "server"), true);
-    let output = device.provision(&["--once"]);
-    assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(device.config()["deviceId"], 1001);
+    let ask = |url: &str, ca: &str, now: u64| {
+        let port = url.rsplit(':').next().unwrap().parse().unwrap();
+        tls_date::ask("127.0.0.1", port, &trusting(ca), Duration::from_secs(now)).map(|d| d.as_secs())
+    };
+    let (server, future) = (behind_tls(&cloud, "server"), behind_tls(&cloud, "future"));
+    let expired = behind_tls(&cloud, "expired");
+    // Without a date of its own it is the moment from which the certificate is valid.
+    assert_eq!(ask(&server, "ca.crt", 0), Ok(START_OF_2020));
+    assert_eq!(ask(&future, "ca.crt", MARCH_2026), Ok(START_OF_2090));
+    let say = |times: usize, date: &str| {
+        (0..times).for_each(|_| cloud.play(answer(200, &[&format!("Date: {date}")], "").remove(0)));
+    };
+    say(2, "Sun, 01 Mar 2026 00:00:00 GMT");
+    assert_eq!(ask(&server, "ca.crt", 0), Ok(MARCH_2026));
+    // A date before what is certain moves nothing back.
+    say(1, "Sun, 01 Mar 2026 00:00:00 GMT");
+    assert_eq!(ask(&future, "ca.crt", 0), Ok(START_OF_2090));
+    // A certificate that expired may not tell a date after its end.
+    say(2, "Sun, 01 Mar 2026 00:00:00 GMT");
+    assert!(ask(&expired, "ca.crt", 0).unwrap_err().to_string().contains("certificate"));
+    // And nobody else's word counts.
+    let e = ask(&future, "server.crt", 0).unwrap_err().to_string();
+    assert!(e.contains("invalid peer certificate"), "{e}");
 }
 
 #[test]
-fn an_unknown_ca_is_a_tls_failure_that_says_what_to_do() {
+fn a_clock_that_is_behind_is_set_to_the_authenticated_date() {
     let cloud = started();
-    let device = behind(&behind_tls(&cloud, "server"), false);
-    let output = device.provision(&["--once"]);
-    let text = stderr(&output);
-    assert_eq!((output.status.code(), device.last_kind().as_str()), (Some(1), "tls"), "{text}");
-    assert!(text.contains("certificate") && text.contains("balenaRootCA"), "{text}");
-    assert!(cloud.log().is_empty(), "a key went to a server that is not trusted");
-}
-
-#[test]
-fn a_certificate_from_the_future_is_told_as_a_wrong_clock() {
-    let cloud = started();
-    let device = behind(&behind_tls(&cloud, "future"), true);
-    let output = device.provision(&["--once"]);
-    let text = stderr(&output);
-    assert_eq!((output.status.code(), device.last_kind().as_str()), (Some(1), "clock-wrong"), "{text}");
-    assert!(text.contains("the clock is wrong"), "{text}");
+    let row = Row {
+        what: "clock",
+        way: Way::Tls("future", "127.0.0.1", true),
+        plays: vec![],
+        known: None,
+        kind: "",
+        words: "",
+        end: End::Next,
+    };
+    let device = row.device(&cloud);
+    let root = twinhull::Root::new(device.dir.path());
+    let settings = twinhull::config::Settings::load(&root, None).unwrap();
+    let times = std::cell::RefCell::new(Vec::new());
+    // The clock of this machine stays as it is, so the attempt fails again.
+    let set_time = |to: Duration| {
+        times.borrow_mut().push(to.as_secs());
+        Ok(())
+    };
+    let provisioner = twinhull::provision::Provisioner {
+        root: &root,
+        settings: &settings,
+        clock: &twinhull::sys::clock::BootClock,
+        set_time: &set_time,
+        observer: &|_| Ok(()),
+    };
+    let e = provisioner.once().unwrap_err().to_string();
+    assert!(e.contains("the clock is wrong"), "{e}");
+    assert_eq!(times.into_inner(), [START_OF_2090]);
 }

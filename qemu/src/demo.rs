@@ -82,12 +82,8 @@ fn tell(lab: &Lab, cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outc
     t.chapter("A good update");
     make_bundle(lab, t, "2.0.0", Fault::None)?;
     install(device, t, cloud, "2.0.0", "B", "2.0.0 installed into B")?;
-    let status = device.status()?;
-    let tries = &status["boot"]["trial"]["tries_left"];
-    if status["phase"] != "ready-to-reboot" || status["boot"]["trial"]["slot"] != "B" || tries != 3 {
-        return Err(format!("slot B is not armed with 3 tries: {status}"));
-    }
     t.reach("2.0.0 on trial with 3 tries", "status", "slot A is the primary, slot B on trial with 3 tries");
+    device.start("systemctl reboot")?;
     trial_boot(device, t, 3, 1)?;
     booted_slot(device, t, "2.0.0 boots from B", "B", "2.0.0")?;
     let last = |s: &Value| s["update"]["last"].to_string();
@@ -109,6 +105,7 @@ fn tell(lab: &Lab, cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outc
     t.chapter("An update whose init is broken");
     make_bundle(lab, t, "3.0.0", Fault::BrokenInit)?;
     install(device, t, cloud, "3.0.0", "A", "3.0.0 installed into A")?;
+    device.start("systemctl reboot")?;
     for (n, name) in
         ["3.0.0 fails its first boot", "3.0.0 fails its second boot", "3.0.0 fails its third boot"]
             .into_iter()
@@ -130,6 +127,7 @@ fn tell(lab: &Lab, cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outc
     t.chapter("An update whose container engine does not start");
     make_bundle(lab, t, "4.0.0", Fault::NoEngine)?;
     install(device, t, cloud, "4.0.0", "A", "4.0.0 installed into A")?;
+    device.start("systemctl reboot")?;
     trial_boot(device, t, 2, 1)?;
     booted_slot(device, t, "4.0.0 boots from A", "A", "4.0.0")?;
     t.note("lab", "the health checks have until 300 s after the boot");
@@ -261,11 +259,11 @@ fn install(
         return Err(format!("the cloud's log has no request for {version}"));
     }
     let status = device.status()?;
-    if status["boot"]["trial"]["slot"] != slot {
-        return Err(format!("expected slot {slot} to be armed: {status}"));
+    let trial = &status["boot"]["trial"];
+    if status["phase"] != "ready-to-reboot" || trial["slot"] != slot || trial["tries_left"] != 3 {
+        return Err(format!("expected slot {slot} to be armed with 3 tries: {status}"));
     }
     t.reach(name, "device", &format!("twinhull install over HTTP into slot {slot}: {summary}"));
-    device.start("systemctl reboot")?;
     Ok(())
 }
 

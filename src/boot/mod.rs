@@ -17,7 +17,9 @@
 pub mod conformance;
 pub mod grub;
 pub mod resin;
+pub mod sdboot;
 mod store;
+pub mod uboot_env;
 pub mod uboot_text;
 mod variables;
 

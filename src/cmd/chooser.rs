@@ -1,4 +1,4 @@
-//! Which bootloader this device has: as set, or found by what is on the boot partition.
+//! Which bootloader this device has: as set, or found by the files that it needs.
 
 use std::path::{Path, PathBuf};
 
@@ -7,12 +7,16 @@ use crate::block::BootedDisk;
 use crate::boot::Directory;
 use crate::boot::grub::Grub;
 use crate::boot::resin::{Notation, Partitions};
+use crate::boot::sdboot::{SystemdBoot, template_name};
+use crate::boot::uboot_env::{Place, Places, UbootEnv, parse_config};
 use crate::boot::uboot_text::{PLAN_FILE, UbootText};
 use crate::config::{Boot, Chooser};
 use crate::model::Slot;
-use crate::{Error, Result, Root};
+use crate::{Doing, Error, Result, Root, sys};
 
 const BOOT: &str = "/mnt/boot";
+const ENTRIES: &str = "/mnt/boot/loader/entries";
+const LIMIT_BYTES: u64 = 64 * 1024;
 
 /// Opens the device's boot chooser.
 ///
@@ -36,6 +40,13 @@ pub fn open(root: &Root, settings: &Boot, disk: &BootedDisk) -> Result<(AnyChoos
             Box::new(Grub::new(store, name, notation))
         }
         Chooser::UbootText => Box::new(UbootText::new(Directory::new(root.path(BOOT)), partitions)),
+        Chooser::SystemdBoot => Box::new(SystemdBoot::new(Directory::new(root.path(ENTRIES)))),
+        Chooser::UbootEnv => {
+            let text = sys::file::read_text(&file, LIMIT_BYTES)?;
+            let places = parse_config(&text).doing(|| file.display().to_string())?;
+            let under_root = |p: Place| Place { device: root.path(&p.device), ..p };
+            Box::new(UbootEnv::new(Places(places.into_iter().map(under_root).collect()), partitions))
+        }
     };
     Ok((opened, chooser))
 }
@@ -46,6 +57,8 @@ fn evidence(settings: &Boot, chooser: Chooser) -> PathBuf {
         Chooser::Grub => settings.grub_env.clone(),
         Chooser::BalenaBootloader => Path::new(BOOT).join("bootenv"),
         Chooser::UbootText => Path::new(BOOT).join(PLAN_FILE),
+        Chooser::UbootEnv => "/etc/fw_env.config".into(),
+        Chooser::SystemdBoot => Path::new(ENTRIES).join(template_name(Slot::A)),
     }
 }
 
@@ -75,7 +88,6 @@ fn find(root: &Root, settings: &Boot) -> Result<Chooser> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys;
 
     fn find_among(files: &[&str]) -> Result<Chooser> {
         let dir = tempfile::tempdir().unwrap();
@@ -94,6 +106,8 @@ mod tests {
             ("/mnt/boot/EFI/BOOT/grubenv", Chooser::Grub),
             ("/mnt/boot/bootenv", Chooser::BalenaBootloader),
             ("/mnt/boot/resinOS_uEnv.txt", Chooser::UbootText),
+            ("/etc/fw_env.config", Chooser::UbootEnv),
+            ("/mnt/boot/loader/entries/twinhull-a.entry", Chooser::SystemdBoot),
         ] {
             assert_eq!(find_among(&[file, "/mnt/boot/config.json"]).unwrap(), expected);
         }

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::cli::{Command, Context, usage};
 use crate::provision::{End, Provisioner};
 use crate::sys::clock::{BootClock, Clock};
-use crate::{Doing, Result, sys};
+use crate::{Doing, Error, Result, sys};
 
 pub(super) const COMMAND: Command = Command {
     name: "provision",
@@ -30,12 +30,16 @@ Tries until it works, waiting longer each time up to provision.retry_max_s; `twi
 work yet. What trying again cannot mend (config.json missing, damaged, or lacking a key) ends it at once.
 May be interrupted at any moment and repeated at will.
 
+A clock that is behind is raised to the latest time that is known to be past (the image's build, what this device last
+saw); if a certificate is still not valid yet, the clock is set to the date that the API tells in a connection that is
+checked in every other way. No check is ever turned off. A proxy is taken from HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+
   --once          try once; exit 1 with the reason if it does not work
 
 Under systemd (Type=notify) it reports ready when the device is registered or found to be unmanaged, or after 60 s
 without success, so that the rest of the system does not wait for a network; it goes on trying.
 
-Settings: provision.config_json, device_type_json, ca_bundle, retry_s, retry_max_s, timeout_s.
+Settings: provision.config_json, device_type_json, ca_bundle, retry_s, retry_max_s, timeout_s, new_identity_after.
 ";
 
 /// How long the units behind this one are held back.
@@ -52,8 +56,17 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
         }
     }
     let settings = context.settings()?;
-    let provisioner =
-        Provisioner { root: &context.root, settings: &settings, clock: &BootClock, observer: &|_| Ok(()) };
+    let set_time = |to| match context.root.is_host() {
+        true => sys::clock::set_unix_time(to),
+        false => Err(Error::refused("--root is not the host whose clock this is")),
+    };
+    let provisioner = Provisioner {
+        root: &context.root,
+        settings: &settings,
+        clock: &BootClock,
+        set_time: &set_time,
+        observer: &|_| Ok(()),
+    };
     let end = if once {
         provisioner.once()
     } else {

@@ -332,6 +332,17 @@ mod tests {
         assert!(Node::parse(&deep).unwrap_err().to_string().contains("nested deeper than 64"));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_text_is_too_odd(text in "[a-z0-9:{}&*<!|>#'\"\\[\\], \\n\\t-]{0,80}", any in ".*") {
+            for text in [text, any] {
+                if let Ok(node) = Node::parse(&text) {
+                    node.to_json();
+                }
+            }
+        }
+    }
+
     #[test]
     fn every_truncation_and_flipped_bit_is_survived() {
         let text = "services:\n  a: &a\n    labels: {io.balena.features.dbus: '1', x: \"é\"}\n  b:\n    <<: *a\n    list:\n    - |\n      x\n";

@@ -56,11 +56,16 @@ pub enum Chooser {
     BalenaBootloader,
     /// U-Boot with balenaOS's text files on the boot partition.
     UbootText,
+    /// U-Boot with its native environment, where `/etc/fw_env.config` says.
+    UbootEnv,
+    /// systemd-boot with counted entries.
+    SystemdBoot,
 }
 
 impl Chooser {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Grub, Self::BalenaBootloader, Self::UbootText];
+    pub const ALL: [Self; 5] =
+        [Self::Grub, Self::BalenaBootloader, Self::UbootText, Self::UbootEnv, Self::SystemdBoot];
 
     /// Its name in the settings.
     pub const fn name(self) -> &'static str {
@@ -68,6 +73,8 @@ impl Chooser {
             Self::Grub => "grub",
             Self::BalenaBootloader => "balena-bootloader",
             Self::UbootText => "uboot-text",
+            Self::UbootEnv => "uboot-env",
+            Self::SystemdBoot => "systemd-boot",
         }
     }
 }
@@ -148,6 +155,10 @@ pub struct Provision {
     pub retry_max_s: u64,
     /// Seconds that the API has to answer one request.
     pub timeout_s: u64,
+    /// The last resort: after so many answers in a row that another device has our uuid or key, one that the
+    /// provisioning key may not see, this device gets a new identity. The former one is kept in
+    /// `/mnt/state/twinhull/former-identity.json`. 0: never.
+    pub new_identity_after: u32,
 }
 
 /// `[init]`
@@ -213,6 +224,7 @@ impl Default for Provision {
             retry_s: 2,
             retry_max_s: 300,
             timeout_s: 59,
+            new_identity_after: 10,
         }
     }
 }

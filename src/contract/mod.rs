@@ -44,6 +44,20 @@ mod tests {
         assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_text_is_too_odd(version in "[0-9a-z.+v= -]{0,24}", range in "[0-9xX*.^~<>=|v+ a-]{0,40}", any in ".*") {
+            for range in [&range, &any] {
+                satisfies(&version, range);
+                // A version is in the range that names it alone.
+                if let Some(parsed) = NodeVersion::parse(&version) {
+                    let itself = range::Range::parse(&format!(">={}", version.trim()));
+                    assert!(itself.is_none_or(|r| r.contains(&parsed)), "{version:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn what_is_no_version_must_be_the_same_text() {
         assert!(satisfies("2022.01.0", "2022.01.0"));

@@ -39,10 +39,16 @@ pub enum Why {
     Unreadable(String),
     /// No connection, or it broke.
     Network(String),
+    /// Nobody answered in time.
+    Timeout(String),
+    /// The proxy of the environment refuses, or is not there.
+    Proxy(String),
     /// TLS failed; the server may not be who it should be.
     Tls(String),
     /// The certificate is from our future: our clock is wrong.
     ClockWrong(String),
+    /// The certificate is from our past: it expired, or our clock is ahead.
+    Expired(String),
     /// The API took the device key and yet refuses it.
     KeyNotAccepted,
     /// `config.json` got another identity while we were asking.
@@ -63,8 +69,11 @@ impl Why {
             Self::Unexpected(_) => "unexpected-answer",
             Self::Unreadable(_) => "unreadable-answer",
             Self::Network(_) => "network",
+            Self::Timeout(_) => "timeout",
+            Self::Proxy(_) => "proxy",
             Self::Tls(_) => "tls",
             Self::ClockWrong(_) => "clock-wrong",
+            Self::Expired(_) => "certificate-expired",
             Self::KeyNotAccepted => "key-not-accepted",
             Self::IdentityChanged => "identity-changed",
         }
@@ -83,6 +92,9 @@ impl Why {
             | Self::Unexpected(_)
             | Self::Unreadable(_)
             | Self::Network(_)
+            | Self::Timeout(_)
+            | Self::Proxy(_)
+            | Self::Expired(_)
             | Self::Tls(_)
             | Self::ClockWrong(_)
             | Self::KeyNotAccepted
@@ -111,6 +123,12 @@ impl Why {
         if matches!(e, ureq::Error::Tls(_) | ureq::Error::Pem(_)) {
             return Self::Tls(words);
         }
+        if let ureq::Error::Timeout(_) = e {
+            return Self::Timeout(words);
+        }
+        if let ureq::Error::ConnectProxyFailed(_) | ureq::Error::InvalidProxyUrl = e {
+            return Self::Proxy(words);
+        }
         // ureq wraps what rustls says in an I/O error, or not, by when it happened.
         let tls = if let ureq::Error::Rustls(tls) = e {
             Some(tls)
@@ -123,6 +141,9 @@ impl Why {
             Some(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
             )) => Self::ClockWrong(words),
+            Some(rustls::Error::InvalidCertificate(
+                CertificateError::Expired | CertificateError::ExpiredContext { .. },
+            )) => Self::Expired(words),
             Some(_) => Self::Tls(words),
             None => Self::Network(words),
         }
@@ -158,7 +179,9 @@ impl fmt::Display for Failure {
                 "the answer is not the API's ({what}); is there a log-in page in between, or is apiEndpoint in \
                  config.json wrong?"
             ),
-            Why::Network(what) => f.write_str(what),
+            Why::Network(what) | Why::Timeout(what) => f.write_str(what),
+            Why::Proxy(what) => write!(f, "the proxy: {what}; check HTTPS_PROXY in the unit's environment"),
+            Why::Expired(what) => write!(f, "{what}: it must be renewed, or else this clock is ahead"),
             Why::Tls(what) => {
                 write!(f, "{what}; if the cloud has its own certificate authority, balenaRootCA in config.json must hold it")
             }
@@ -212,7 +235,10 @@ mod tests {
             ureq::Error::Io(std::io::Error::other(rustls::Error::InvalidCertificate(e)))
         };
         assert_eq!(Why::of_error(&wrap(CertificateError::NotValidYet)).kind(), "clock-wrong");
+        assert_eq!(Why::of_error(&wrap(CertificateError::Expired)).kind(), "certificate-expired");
         assert_eq!(Why::of_error(&wrap(CertificateError::UnknownIssuer)).kind(), "tls");
+        assert_eq!(Why::of_error(&ureq::Error::Timeout(ureq::Timeout::Connect)).kind(), "timeout");
+        assert_eq!(Why::of_error(&ureq::Error::ConnectProxyFailed("x".into())).kind(), "proxy");
         assert_eq!(Why::of_error(&ureq::Error::HostNotFound).kind(), "network");
     }
 }

@@ -11,14 +11,16 @@
 //!    device key was seen to work.
 //! 3. That write leaves what the supervisor regards as provisioned: `uuid`, `apiEndpoint`, `registered_at`,
 //!    `deviceId`, no `apiKey`.
-//! 4. A device that is registered asks the network nothing.
+//! 4. A device that is registered, as the one that `config.json` names now, asks the network nothing.
 //! 5. Keys are never in a message, a log, an argument or a file of ours other than `config.json`
 //!    and its last good copy.
 
 mod about;
 mod api;
 mod backoff;
+mod clock;
 mod failure;
+mod identity;
 mod reach;
 mod run;
 mod status;

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::about::About;
 use super::api::{Api, Identity};
-use super::backoff;
 use super::failure::{Failure, Why};
 use super::status::{self, LastTry};
 use super::step::{Found, Learnt, State, Step, next_step};
+use super::{backoff, clock, identity};
 use crate::config::{ConfigJson, Settings};
 use crate::sys::clock::Clock;
 use crate::{Error, Result, Root, sys};
@@ -57,6 +57,8 @@ pub struct Provisioner<'a> {
     pub settings: &'a Settings,
     /// For the waits between attempts.
     pub clock: &'a dyn Clock,
+    /// Sets the wall clock to a time since 1970. Only the host's own may be set.
+    pub set_time: &'a dyn Fn(Duration) -> Result<()>,
     /// Told of each durable operation after it, and of each request before and after it. An error ends
     /// everything there, as a power cut would; `&|_| Ok(())` outside tests.
     pub observer: &'a dyn Fn(&str) -> Result<()>,
@@ -69,7 +71,8 @@ impl Provisioner<'_> {
     /// `Failed` at once for what trying again cannot mend: `config.json` missing, damaged, lacking a key, or not
     /// writable.
     pub fn run(&self) -> Result<End> {
-        let mut failures = 0_u32;
+        self.raise_clock();
+        let (mut failures, mut conflicts, mut corrected) = (0_u32, 0_u32, false);
         loop {
             let failure = match self.attempt() {
                 Ok(end) => return self.ended(end),
@@ -77,6 +80,16 @@ impl Provisioner<'_> {
                 Err(Stop::Failed(failure)) => failure,
             };
             failures = failures.saturating_add(1);
+            conflicts = if let Why::Conflict409(_) = failure.why { conflicts.saturating_add(1) } else { 0 };
+            if conflicts > 0 && conflicts == self.settings.provision.new_identity_after {
+                self.new_identity()?;
+                continue;
+            }
+            // Once: a clock that does not take what it is set to must not make a loop without a wait.
+            if !corrected && self.correct_clock(&failure) {
+                corrected = true;
+                continue;
+            }
             let wait = self.wait(failures, &failure)?;
             let text = format!("{failure}; next try in {} s", wait.as_secs());
             // Once in full, and then only when it changes or now and then: a day without network is not news.
@@ -96,7 +109,14 @@ impl Provisioner<'_> {
     /// # Errors
     /// As [`Provisioner::run`], and `Failed` with the reason if the API or the network is in the way.
     pub fn once(&self) -> Result<End> {
-        match self.attempt() {
+        self.raise_clock();
+        let mut tried = self.attempt();
+        if let Err(Stop::Failed(failure)) = &tried
+            && self.correct_clock(failure)
+        {
+            tried = self.attempt();
+        }
+        match tried {
             Ok(end) => self.ended(end),
             Err(Stop::Broken(e)) => Err(e),
             Err(Stop::Failed(failure)) => {
@@ -132,7 +152,7 @@ impl Provisioner<'_> {
         loop {
             let config = self.load()?;
             let about = About::read(self.root, self.settings, &config)?;
-            let step = next_step(&State { found: found(&config, &about)?, learnt });
+            let step = next_step(&State { found: found(self.root, &config, &about)?, learnt });
             log::debug!("provision: {step:?}");
             let uuid = || -> Result<String> { Ok(config.uuid()?.unwrap_or_default()) };
             match step {
@@ -143,6 +163,10 @@ impl Provisioner<'_> {
                 Step::Unmanaged => return Ok(End::Unmanaged { uuid: uuid()? }),
                 Step::Registered => {
                     let device_id = config.device_id()?.unwrap_or_default();
+                    let who = identity_of(&config)?;
+                    if identity::was(self.root, &who).is_none() {
+                        identity::note(self.root, &who);
+                    }
                     return Ok(End::Registered { uuid: uuid()?, device_id });
                 }
                 Step::Lacks(key) => return Err(Stop::Broken(self.lacks(key))),
@@ -152,7 +176,7 @@ impl Provisioner<'_> {
                 }
                 Step::Register | Step::TryDeviceKey | Step::ExchangeKey | Step::Settle { .. } => {}
             }
-            let identity = identity(&config)?;
+            let identity = identity_of(&config)?;
             let (api, asked_as) = match asking.take() {
                 Some(asking) => asking,
                 None => (self.connect(&config, &identity.endpoint)?, identity.clone()),
@@ -207,6 +231,57 @@ impl Provisioner<'_> {
         Api::new(endpoint, ca_bundle, config.root_ca_pem()?, Duration::from_secs(provision.timeout_s.max(1)))
     }
 
+    /// A clock that stands before a moment that is known to be past is set to it.
+    fn raise_clock(&self) {
+        let (now, floor) = (sys::clock::unix_time(), clock::floor(self.root));
+        if now < floor {
+            self.set_clock(floor, "the latest time that this device knows of");
+        }
+    }
+
+    /// If a certificate is not valid yet: sets the clock to the date that the API tells, authenticated. Says whether
+    /// that may have helped.
+    fn correct_clock(&self, failure: &Failure) -> bool {
+        let Why::ClockWrong(_) = failure.why else { return false };
+        let asked = self.load().and_then(|config| {
+            let settings = super::reach::http_settings(self.root, self.settings)?;
+            clock::ask(&identity_of(&config)?.endpoint, &settings)
+        });
+        match asked {
+            Ok(date) if date > sys::clock::unix_time() => self.set_clock(date, "the API's own date"),
+            Ok(_) => false,
+            Err(e) => {
+                log::warn!("the clock stays as it is: {e}");
+                false
+            }
+        }
+    }
+
+    fn set_clock(&self, to: Duration, from_where: &str) -> bool {
+        match (self.set_time)(to) {
+            Ok(()) => {
+                log::warn!("the clock was behind; set to {} s since 1970: {from_where}", to.as_secs());
+                true
+            }
+            Err(e) => {
+                log::warn!("set the clock: {e}");
+                false
+            }
+        }
+    }
+
+    /// The last resort for an identity that another device has.
+    fn new_identity(&self) -> Result<()> {
+        self.edit(|config| {
+            let former = identity_of(config)?;
+            identity::keep_former(self.root, &former)?;
+            config.set("uuid", sys::random::hex(16)?)?;
+            config.set("deviceApiKey", sys::random::hex(16)?)?;
+            log::warn!("another device has the uuid {}: this one gets a new identity", former.uuid);
+            Ok(())
+        })
+    }
+
     /// Makes uuid and device key, whichever is missing, in one durable write before anything carries them.
     fn make_identity(&self) -> Result<()> {
         self.edit(|config| {
@@ -225,7 +300,7 @@ impl Provisioner<'_> {
     fn settle(&self, who: &Identity, device_id: u64) -> std::result::Result<(), Stop> {
         let now_ms = u64::try_from(sys::clock::unix_time().as_millis()).unwrap_or(u64::MAX);
         let settled = self.edit(|config| {
-            if identity(config)? != *who {
+            if identity_of(config)? != *who {
                 return Ok(false);
             }
             config.set("deviceId", device_id)?;
@@ -239,6 +314,9 @@ impl Provisioner<'_> {
         if !settled {
             return Err(identity_changed());
         }
+        identity::note(self.root, who);
+        clock::remember(self.root, who);
+        (self.observer)("identity noted")?;
         if who.endpoint.starts_with("http://") {
             log::warn!("apiEndpoint is not https://: this device's key goes over the network in the clear");
         }
@@ -260,7 +338,7 @@ fn identity_changed() -> Stop {
     Failure { doing: "register the device", why: Why::IdentityChanged }.into()
 }
 
-fn identity(config: &ConfigJson) -> Result<Identity> {
+fn identity_of(config: &ConfigJson) -> Result<Identity> {
     Ok(Identity {
         endpoint: config.api_endpoint()?.unwrap_or_default(),
         uuid: config.uuid()?.unwrap_or_default(),
@@ -269,7 +347,7 @@ fn identity(config: &ConfigJson) -> Result<Identity> {
 }
 
 /// What the decision needs to know of the files.
-pub(super) fn found(config: &ConfigJson, about: &About) -> Result<Found> {
+pub(super) fn found(root: &Root, config: &ConfigJson, about: &About) -> Result<Found> {
     Ok(Found {
         uuid: config.uuid()?.is_some(),
         endpoint: config.api_endpoint()?.is_some(),
@@ -279,5 +357,6 @@ pub(super) fn found(config: &ConfigJson, about: &About) -> Result<Found> {
         registered_at: config.registered_at()?.is_some(),
         application: config.application_id()?.is_some(),
         device_type: about.device_type.is_some(),
+        changed: identity::was(root, &identity_of(config)?) == Some(false),
     })
 }

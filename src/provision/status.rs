@@ -83,7 +83,7 @@ fn look(root: &Root, settings: &Settings, status: &mut Status) -> Result<()> {
     status.api_endpoint = config.api_endpoint()?;
     status.managed = status.api_endpoint.is_some();
     let about = About::read(root, settings, &config)?;
-    let state = State { found: found(&config, &about)?, learnt: Learnt::default() };
+    let state = State { found: found(root, &config, &about)?, learnt: Learnt::default() };
     // What is lacking shows only behind the steps that this device can do by itself.
     let made = State { found: super::Found { uuid: true, device_key: true, ..state.found }, ..state };
     match next_step(&made) {

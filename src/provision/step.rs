@@ -19,6 +19,8 @@ pub struct Found {
     pub application: bool,
     /// The device type is known.
     pub device_type: bool,
+    /// The device was registered as another one than `config.json` names now.
+    pub changed: bool,
 }
 
 /// How the request to register was answered.
@@ -88,7 +90,7 @@ pub fn next_step(state: &State) -> Step {
     if !found.endpoint {
         return Step::Unmanaged;
     }
-    if found.registered_at && found.device_id && !found.provisioning_key {
+    if found.registered_at && found.device_id && !found.provisioning_key && !found.changed {
         return Step::Registered;
     }
     match (learnt.device_key_opens, learnt.registration) {
@@ -129,6 +131,7 @@ mod tests {
         registered_at: false,
         application: true,
         device_type: true,
+        changed: false,
     };
 
     #[test]
@@ -165,6 +168,14 @@ mod tests {
             (Found { device_id: false, ..done }, l(NotAsked, Some(None), false), Step::Lacks("apiKey")),
             // No provisioning key: an identity that was made beforehand may be known.
             (Found { provisioning_key: false, ..FRESH }, none, Step::TryDeviceKey),
+            // Another identity was put there: registered, but not as this one.
+            (Found { changed: true, ..done }, none, Step::TryDeviceKey),
+            (
+                Found { changed: true, ..done },
+                l(NotAsked, Some(Some(5)), false),
+                Step::Settle { device_id: 5 },
+            ),
+            (Found { changed: true, ..done }, l(NotAsked, Some(None), false), Step::Lacks("apiKey")),
             (Found { application: false, ..FRESH }, none, Step::Lacks("applicationId")),
             (Found { device_type: false, ..FRESH }, none, Step::Lacks("deviceType")),
         ] {
@@ -174,7 +185,7 @@ mod tests {
 
     fn all() -> Vec<State> {
         let mut states = Vec::new();
-        for bits in 0..256_u32 {
+        for bits in 0..512_u32 {
             let bit = |n: u32| bits >> n & 1 == 1;
             let found = Found {
                 uuid: bit(0),
@@ -185,6 +196,7 @@ mod tests {
                 registered_at: bit(5),
                 application: bit(6),
                 device_type: bit(7),
+                changed: bit(8),
             };
             for registration in [Registration::NotAsked, Registration::Created, Registration::Taken] {
                 for device_key_opens in [None, Some(None), Some(Some(9))] {

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::*;
@@ -36,6 +37,9 @@ struct World {
     settings: Settings,
     cloud: Cloud,
     waits: Waits,
+    /// What the clock was set to.
+    times: Rc<RefCell<Vec<Duration>>>,
+    set_time: Box<dyn Fn(Duration) -> Result<()>>,
 }
 
 impl World {
@@ -55,14 +59,27 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::new(dir.path());
         sys::durable::create_dir(&root.path("/mnt/boot")).unwrap();
+        sys::durable::create_dir(&root.path("/mnt/state")).unwrap();
         sys::durable::replace(&root.path(PATH), config_json.as_bytes(), 0o600).unwrap();
         let mut settings = Settings::default();
         settings.provision.timeout_s = 20;
-        Self { _dir: dir, root, settings, cloud, waits: Waits::default() }
+        let times = Rc::new(RefCell::new(Vec::new()));
+        let set = Rc::clone(&times);
+        let set_time = Box::new(move |to| {
+            set.borrow_mut().push(to);
+            Ok(())
+        });
+        Self { _dir: dir, root, settings, cloud, waits: Waits::default(), times, set_time }
     }
 
     fn provisioner<'a>(&'a self, observer: &'a dyn Fn(&str) -> Result<()>) -> Provisioner<'a> {
-        Provisioner { root: &self.root, settings: &self.settings, clock: &self.waits, observer }
+        Provisioner {
+            root: &self.root,
+            settings: &self.settings,
+            clock: &self.waits,
+            set_time: &*self.set_time,
+            observer,
+        }
     }
 
     fn run(&self) -> Result<End> {
@@ -182,8 +199,8 @@ fn after_any_one_or_two_cuts_the_device_is_registered_once() {
             world.assert_provisioned(&format!("cuts {first} and {second}"));
         }
     }
-    // Two writes of seven operations, and two requests, each before and after, and before the last write.
-    assert_eq!(single, 2 * 7 + 2 * 2 + 1);
+    // Two writes of seven operations, and two requests, each before and after, before the last write, and the record.
+    assert_eq!(single, 2 * 7 + 2 * 2 + 1 + 1);
 }
 
 #[test]
@@ -340,6 +357,115 @@ fn an_identity_that_changes_meanwhile_is_not_marked_registered() {
     let e = world.provisioner(&observer).once().unwrap_err().to_string();
     assert!(e.contains("another identity"), "{e}");
     assert!(world.config().device_id().unwrap().is_none() && world.config().api_key().unwrap().is_some());
+}
+
+/// The last resort, and only after the answers that the settings say.
+#[test]
+fn an_identity_that_another_device_has_is_given_up_in_the_end_and_kept() {
+    let uuid = "0123456789abcdef0123456789abcdef";
+    let mut world = World::new(&format!(r#","uuid":"{uuid}","deviceApiKey":"former-key""#));
+    world.cloud.add_device(8, uuid, "theirs");
+    world.settings.provision.new_identity_after = 3;
+    world.run().unwrap();
+    assert_eq!(world.waits.0.borrow().len(), 2, "three answers");
+    let config = world.config();
+    let ours = &world.cloud.devices()[1];
+    assert_eq!(config.uuid().unwrap().as_deref(), Some(ours.uuid.as_str()));
+    assert_ne!(ours.uuid, uuid);
+    let former = sys::file::read(&world.root.path("/mnt/state/twinhull/former-identity.json"), 999).unwrap();
+    let former: serde_json::Value = serde_json::from_slice(&former).unwrap();
+    assert_eq!((&former["uuid"], &former["deviceApiKey"]), (&uuid.into(), &"former-key".into()));
+}
+
+#[test]
+fn another_answer_between_conflicts_starts_the_count_again() {
+    let uuid = "0123456789abcdef0123456789abcdef";
+    let mut world = World::new(&format!(r#","uuid":"{uuid}""#));
+    world.cloud.add_device(8, uuid, "theirs");
+    world.settings.provision.new_identity_after = 2;
+    // Three requests end in a conflict; then a fault; then two conflicts more.
+    (0..3).for_each(|_| world.cloud.play(Play::AsAlways));
+    world.cloud.play(Play::Answer(503, vec![], String::new()));
+    world.run().unwrap();
+    assert_eq!(world.waits.0.borrow().len(), 3);
+}
+
+fn write(world: &World, text: &str) {
+    sys::durable::replace(&world.root.path(PATH), text.as_bytes(), 0o600).unwrap();
+}
+
+/// A config.json of another device, fleet or cloud is put on a device that is registered.
+#[test]
+fn another_identity_on_the_boot_partition_is_registered_anew() {
+    let other = "fedcba9876543210fedcba9876543210";
+    // Only the uuid and its key are exchanged: made beforehand, known to the cloud.
+    let world = World::new("");
+    world.run().unwrap();
+    world.cloud.add_device(7, other, "prepared");
+    ConfigJson::edit(&world.root, Path::new(PATH), &|_| Ok(()), |c| {
+        c.set("uuid", other)?;
+        c.set("deviceApiKey", "prepared")
+    })
+    .unwrap();
+    assert!(!world.status().registered);
+    world.run().unwrap();
+    assert_eq!((world.config().device_id().unwrap(), world.status().registered), (Some(1002), true));
+    let asked = world.requests().len();
+    world.run().unwrap();
+    assert_eq!(world.requests().len(), asked, "and then it asks nothing");
+
+    // The same, but the cloud does not know it and there is no provisioning key: said, not taken for registered.
+    ConfigJson::edit(&world.root, Path::new(PATH), &|_| Ok(()), |c| c.set("uuid", "0".repeat(32).as_str()))
+        .unwrap();
+    let e = world.run().unwrap_err().to_string();
+    assert!(e.contains("lacks apiKey"), "{e}");
+
+    // A fresh config.json of the fleet: a new device, with a new uuid.
+    let fresh = World::new("");
+    let text = fresh.config().text();
+    fresh.run().unwrap();
+    write(&fresh, &text);
+    fresh.run().unwrap();
+    assert_eq!(fresh.cloud.devices().len(), 2);
+    assert_eq!(fresh.config().device_id().unwrap(), Some(1002));
+    assert!(fresh.status().registered && fresh.config().api_key().unwrap().is_none());
+
+    // The same identity for another cloud, with its provisioning key: the old number means nothing there.
+    let elsewhere = World::new("");
+    elsewhere.cloud.add_device(7, other, "theirs");
+    let endpoint = elsewhere.cloud.url();
+    ConfigJson::edit(&fresh.root, Path::new(PATH), &|_| Ok(()), |c| {
+        c.set("apiEndpoint", endpoint.as_str())?;
+        c.set("apiKey", "provisioning-key")
+    })
+    .unwrap();
+    fresh.run().unwrap();
+    assert_eq!((fresh.config().device_id().unwrap(), fresh.status().registered), (Some(1002), true));
+    assert_eq!(elsewhere.cloud.devices()[1].uuid, fresh.config().uuid().unwrap().unwrap());
+}
+
+#[test]
+fn a_device_that_balena_registered_is_believed_and_remembered() {
+    let world = World::new(r#","uuid":"u","deviceApiKey":"k","deviceId":5,"registered_at":1"#);
+    ConfigJson::edit(&world.root, Path::new(PATH), &|_| Ok(()), |c| c.remove("apiKey")).unwrap();
+    assert_eq!(world.run().unwrap(), End::Registered { uuid: "u".into(), device_id: 5 });
+    assert!(world.requests().is_empty());
+    let record = sys::file::read(&world.root.path("/mnt/state/twinhull/registered.json"), 999).unwrap();
+    assert!(!String::from_utf8(record).unwrap().contains("\"k\""));
+    ConfigJson::edit(&world.root, Path::new(PATH), &|_| Ok(()), |c| c.set("uuid", "other")).unwrap();
+    assert!(!world.status().registered);
+}
+
+#[test]
+fn a_clock_behind_what_is_known_to_be_past_is_raised_and_no_other_is_touched() {
+    for (last_seen, expected) in [("100", vec![]), ("4000000000", vec![Duration::from_secs(4_000_000_000)])] {
+        let world = World::new("");
+        sys::durable::create_dir(&world.root.path("/mnt/state/twinhull")).unwrap();
+        let path = world.root.path("/mnt/state/twinhull/last-seen");
+        sys::durable::replace(&path, last_seen.as_bytes(), 0o644).unwrap();
+        world.run().unwrap();
+        assert_eq!(*world.times.borrow(), expected);
+    }
 }
 
 #[test]

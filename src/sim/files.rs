@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::power::Power;
+use crate::boot::uboot_env::Copies;
 use crate::boot::{Store, changed_sector};
 use crate::{Error, Result};
 
@@ -51,7 +52,7 @@ impl Store for MemoryStore {
     }
 
     fn overwrite(&mut self, name: &str, new: &[u8]) -> Result<()> {
-        let old = self.read(name)?.ok_or_else(|| Error::failed("no such file"))?;
+        let old = Store::read(self, name)?.ok_or_else(|| Error::failed("no such file"))?;
         if changed_sector(0, &old, new)?.is_some() {
             self.step(name, |_| ())?;
             self.files.borrow_mut().insert(name.into(), new.into());
@@ -95,5 +96,42 @@ impl Store for MemoryStore {
 
     fn name(&self, name: &str) -> String {
         name.to_owned()
+    }
+}
+
+fn copy_file(copy: usize) -> String {
+    format!("env.{copy}")
+}
+
+/// The copies of a U-Boot environment as the files `env.0` and `env.1`.
+impl Copies for MemoryStore {
+    fn count(&self) -> usize {
+        self.files.borrow().keys().filter(|name| name.starts_with("env.")).count()
+    }
+
+    fn name(&self, copy: usize) -> String {
+        copy_file(copy)
+    }
+
+    fn read(&self, copy: usize) -> Result<Vec<u8>> {
+        Store::read(self, &copy_file(copy))?.ok_or_else(|| Error::failed("no such file"))
+    }
+
+    fn write(&mut self, copy: usize, raw: &[u8]) -> Result<()> {
+        // Half of it may have been written.
+        self.step(&copy_file(copy), |old| {
+            let half = raw.len() / 32;
+            old[..half].copy_from_slice(&raw[..half]);
+        })?;
+        self.files.borrow_mut().insert(copy_file(copy), raw.into());
+        Ok(())
+    }
+
+    fn overwrite(&mut self, copy: usize, old: &[u8], new: &[u8]) -> Result<()> {
+        if changed_sector(0, old, new)?.is_some() {
+            self.step(&copy_file(copy), |_| ())?;
+            self.files.borrow_mut().insert(copy_file(copy), new.into());
+        }
+        Ok(())
     }
 }

@@ -1,11 +1,16 @@
 //! The bootloaders of the simulated devices: each is its real chooser, and a model of what runs before twinhull.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use super::files::MemoryStore;
-use super::{grub_script, uboot_script};
+use super::power::Power;
+use super::{grub_script, sdboot_model, uboot_script};
 use crate::boot::grub::{Block, Grub, encode};
 use crate::boot::resin::{self, Notation, Partitions};
+use crate::boot::sdboot::{Entry, SystemdBoot, template_name};
+use crate::boot::uboot_env::{UbootEnv, decode, newer};
 use crate::boot::uboot_text::{COUNT_FILE, PLAN_FILE, UbootText};
 use crate::boot::{BootChooser, Environment};
 use crate::model::Slot;
@@ -20,6 +25,27 @@ pub struct Choice {
     pub slot: Slot,
     /// The file with the counted boot, and its content.
     pub save: Option<(String, Vec<u8>)>,
+    /// The file that this one replaces, if it counts by renaming. The directory of the entries is one sector, so the
+    /// rename is one write.
+    pub renamed: Option<String>,
+}
+
+impl Choice {
+    /// The choice of a script that counts in a file of always the same name.
+    fn counting(file: &str, (slot, save): (Slot, Option<Vec<u8>>)) -> Self {
+        Self { slot, save: save.map(|raw| (file.to_owned(), raw)), renamed: None }
+    }
+
+    /// Saves the counted boot. Whether there was one.
+    pub fn save_into(&self, files: &mut BTreeMap<String, Vec<u8>>) -> bool {
+        if let Some(old) = &self.renamed {
+            files.remove(old);
+        }
+        if let Some((file, counted)) = self.save.clone() {
+            files.insert(file, counted);
+        }
+        self.save.is_some()
+    }
 }
 
 /// Which bootloader.
@@ -31,10 +57,26 @@ pub enum Loader {
     Bootenv,
     /// `boot/uboot/boot.cmd`.
     UbootText,
+    /// `boot/uboot-env/boot.cmd` with a redundant environment.
+    UbootEnv,
+    /// The same with a single one.
+    UbootEnvSingle,
+    /// The counter kept by PID 1.
+    Initramfs,
+    /// systemd-boot.
+    SystemdBoot,
 }
 
 impl Loader {
-    pub const ALL: [Self; 3] = [Self::Grub, Self::Bootenv, Self::UbootText];
+    pub const ALL: [Self; 7] = [
+        Self::Grub,
+        Self::Bootenv,
+        Self::UbootText,
+        Self::UbootEnv,
+        Self::UbootEnvSingle,
+        Self::Initramfs,
+        Self::SystemdBoot,
+    ];
 
     /// The boot partition of a new device, settled on slot A.
     pub fn seed(self) -> BTreeMap<String, Vec<u8>> {
@@ -48,14 +90,28 @@ impl Loader {
             }
             // As balenaOS ships it: without a limit and without a count.
             Self::UbootText => BTreeMap::from([text(PLAN_FILE, "resin_root_part=2\nupgrade_available=0\n")]),
+            Self::UbootEnv | Self::Initramfs => BTreeMap::from([
+                ("env.0".to_owned(), env_copy(1, true)),
+                ("env.1".to_owned(), env_copy(0, true)),
+            ]),
+            Self::UbootEnvSingle => BTreeMap::from([("env.0".to_owned(), env_copy(0, false))]),
+            Self::SystemdBoot => {
+                let template = |slot| format!("title {slot}\nlinux /slot-{slot}/vmlinuz\n");
+                let first = Entry::content(template(Slot::A).as_bytes(), 1).unwrap();
+                let [a, b] = Slot::ALL.map(|slot| text(&template_name(slot), &template(slot)));
+                BTreeMap::from([a, b, ("twinhull-a.conf".to_owned(), first)])
+            }
         }
     }
 
-    const fn notation(self) -> Notation {
+    fn notation(self) -> Notation {
         match self {
             Self::Grub => Notation::Decimal(PARTITIONS),
             Self::Bootenv => Notation::Letters,
-            Self::UbootText => Notation::Hex(PARTITIONS),
+            Self::UbootText | Self::UbootEnv | Self::UbootEnvSingle | Self::Initramfs => {
+                Notation::Hex(PARTITIONS)
+            }
+            Self::SystemdBoot => unreachable!("it has no variables"),
         }
     }
 
@@ -64,6 +120,10 @@ impl Loader {
         match self {
             Self::Grub | Self::Bootenv => Box::new(Grub::new(store, GRUB_FILE, self.notation())),
             Self::UbootText => Box::new(UbootText::new(store, PARTITIONS)),
+            Self::UbootEnv | Self::UbootEnvSingle | Self::Initramfs => {
+                Box::new(UbootEnv::new(store, PARTITIONS))
+            }
+            Self::SystemdBoot => Box::new(SystemdBoot::new(store)),
         }
     }
 
@@ -72,17 +132,77 @@ impl Loader {
         let file = |name: &str| files.get(name).map(Vec::as_slice);
         match self {
             Self::Grub => {
-                let (slot, save) = grub_script::choose(file(GRUB_FILE).unwrap_or_default());
-                Choice { slot, save: save.map(|raw| (GRUB_FILE.to_owned(), raw)) }
+                Choice::counting(GRUB_FILE, grub_script::choose(file(GRUB_FILE).unwrap_or_default()))
             }
             Self::Bootenv => {
-                let (slot, save) = grub_script::abroot(file(GRUB_FILE).unwrap_or_default());
-                Choice { slot, save: save.map(|raw| (GRUB_FILE.to_owned(), raw)) }
+                Choice::counting(GRUB_FILE, grub_script::abroot(file(GRUB_FILE).unwrap_or_default()))
             }
             Self::UbootText => {
-                let (slot, save) = uboot_script::choose(file(PLAN_FILE), file(COUNT_FILE));
-                Choice { slot, save: save.map(|raw| (COUNT_FILE.to_owned(), raw)) }
+                Choice::counting(COUNT_FILE, uboot_script::choose(file(PLAN_FILE), file(COUNT_FILE)))
+            }
+            Self::UbootEnv | Self::UbootEnvSingle => {
+                let (slot, save) = uboot_env(file("env.0").unwrap_or_default(), file("env.1"));
+                let save = save.map(|(copy, raw)| (format!("env.{copy}"), raw));
+                Choice { slot, save, renamed: None }
+            }
+            // No model: what runs is the program's own code.
+            Self::Initramfs => {
+                let counted = Rc::new(RefCell::new(files.clone()));
+                let store = MemoryStore::new(counted.clone(), Power::default());
+                let slot = UbootEnv::new(store, PARTITIONS).count_boot().unwrap();
+                let save = counted
+                    .borrow()
+                    .iter()
+                    .find(|(name, raw)| files.get(*name) != Some(raw))
+                    .map(|(name, raw)| (name.clone(), raw.clone()));
+                Choice { slot, save, renamed: None }
+            }
+            Self::SystemdBoot => {
+                let (slot, rename) = sdboot_model::choose(files);
+                let (renamed, save) =
+                    rename.map(|(old, new)| (old.clone(), (new, files[&old].clone()))).unzip();
+                Choice { slot, save, renamed }
             }
         }
     }
+}
+
+/// A copy of a new environment, settled on slot A, among other variables.
+fn env_copy(flag: u8, redundant: bool) -> Vec<u8> {
+    let mut raw = vec![0; 512];
+    let data_at = 4 + usize::from(redundant);
+    let text = b"bootcount=0\0bootdelay=2\0resin_root_part=2\0upgrade_available=0\0";
+    raw[data_at..data_at + text.len()].copy_from_slice(text);
+    if redundant {
+        raw[4] = flag;
+    }
+    let crc = crc32fast::hash(&raw[data_at..]);
+    raw[..4].copy_from_slice(&crc.to_le_bytes());
+    raw
+}
+
+/// The model of `boot/uboot-env/boot.cmd`: the decision is that of the text files' script; U-Boot's `saveenv` writes
+/// the copy that it did not load.
+fn uboot_env(first: &[u8], second: Option<&[u8]>) -> (Slot, Option<(usize, Vec<u8>)>) {
+    let redundant = second.is_some();
+    let copies = [Some(first), second].map(|raw| raw.and_then(|raw| decode(raw, redundant).ok()));
+    let (loaded, target) = match &copies {
+        [Some(a), Some(b)] if newer(a.flag, b.flag) => (b, 0),
+        [Some(a), _] => (a, usize::from(redundant)),
+        [None, Some(b)] => (b, 0),
+        // U-Boot's built-in default, which knows of no trial.
+        [None, None] => return (Slot::A, None),
+    };
+    let mut text = Vec::new();
+    for entry in &loaded.entries.0 {
+        text.extend(entry);
+        text.push(b'\n');
+    }
+    let (slot, counted) = uboot_script::choose(Some(&text), Some(&text));
+    let save = counted.map(|counted| {
+        let mut entries = loaded.entries.clone();
+        entries.set("bootcount", &uboot_script::import(&counted)["bootcount"]);
+        (target, loaded.encode(&entries, loaded.flag.wrapping_add(1)).unwrap())
+    });
+    (slot, save)
 }

@@ -72,12 +72,17 @@ fn sweep(
     played
 }
 
-/// How many interruptions in a row: three, as `SWEEP_DEPTH=3` asks for everywhere; without it two for the
-/// bootloaders whose stores differ little from another's.
+/// How many interruptions in a row: three for one bootloader, two for the others, and three for all with
+/// `SWEEP_DEPTH=3`, as tests/run has it.
 fn depth(loader: Loader) -> usize {
     match loader {
-        Loader::Grub | Loader::UbootText => 3,
-        Loader::Bootenv => std::env::var("SWEEP_DEPTH").map_or(2, |d| d.parse().unwrap()),
+        Loader::Grub => 3,
+        Loader::Bootenv
+        | Loader::UbootText
+        | Loader::UbootEnv
+        | Loader::UbootEnvSingle
+        | Loader::Initramfs
+        | Loader::SystemdBoot => std::env::var("SWEEP_DEPTH").map_or(2, |d| d.parse().unwrap()),
     }
 }
 

@@ -44,6 +44,12 @@ pub fn read_text(path: &Path, limit_bytes: u64) -> Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
+/// When a file was last changed, as time since 1970; `None` if there is none, or nobody knows.
+pub fn modified(path: &Path) -> Option<std::time::Duration> {
+    let time = std::fs::metadata(path).and_then(|m| m.modified()).ok()?;
+    time.duration_since(std::time::UNIX_EPOCH).ok()
+}
+
 /// Opens an existing file or device for reading and writing.
 ///
 /// # Errors

@@ -76,7 +76,7 @@ pub fn reason(error: &ureq::Error) -> String {
     }
 }
 
-fn roots(settings: &HttpSettings) -> Result<Vec<Certificate<'static>>> {
+pub(super) fn roots(settings: &HttpSettings) -> Result<Vec<Certificate<'static>>> {
     let path = &settings.ca_bundle;
     let bundle = super::file::read_if_exists(path, CA_LIMIT_BYTES)?.unwrap_or_default();
     let mut roots = certificates(&bundle).doing(|| format!("certificates {}", path.display()))?;

@@ -4,6 +4,8 @@
 
 mod grub;
 mod random;
+mod sdboot;
+mod uboot_env;
 mod uboot_text;
 
 use std::process::Command;

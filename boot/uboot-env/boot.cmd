@@ -1,0 +1,79 @@
+# Who boots next, for U-Boot with a native environment that Linux can write too (/etc/fw_env.config). Compiled with
+#   mkimage -A arm64 -T script -C none -d boot.cmd boot.scr      (-A arm on 32 bit)
+# and copied to the boot partition (resin-boot) as boot.scr, where U-Boot's distro_bootcmd finds it.
+#
+# The environment holds balenaOS's variables:
+#   resin_root_part    partition number of the slot to boot, hexadecimal
+#   upgrade_available  1: that slot is on trial, and the other one is the primary
+#   bootcount          boots that the trial has used; counted here
+#   os_bc_lim          boots that it may use, 1 to 9; absent: 3
+# One trial boot is counted, and the count saved, before anything of the new system is touched. If it cannot be saved, it
+# does not happen. boot/README.md has the truth table; twinhull's src/boot/uboot_env reads and writes the same variables.
+#
+# The environment should be redundant: saveenv overwrites a single one in place, and a power cut in it loses it. U-Boot's
+# own boot counter (CONFIG_BOOTCOUNT_LIMIT) must be off: it would count a second time.
+
+# Boards whose slots have other partition numbers set these before (Jetson Orin Nano: f and 10).
+if test -z "${slot_a}"; then setenv slot_a 2; fi
+if test -z "${slot_b}"; then setenv slot_b 3; fi
+
+if test "${resin_root_part}" = "${slot_b}"; then
+  setenv part ${slot_b}
+  setenv other ${slot_a}
+else
+  # Slot A also when nothing is known: there is nothing better to guess.
+  setenv part ${slot_a}
+  setenv other ${slot_b}
+fi
+
+if test "${upgrade_available}" = "1"; then
+  setenv limit ${os_bc_lim}
+  if test -z "${limit}"; then setenv limit 3; fi
+  setenv next used-up
+  if test "${bootcount}" = "${limit}"; then setenv next used-up
+  elif test "${bootcount}" = "0"; then setenv next 1
+  elif test "${bootcount}" = "1"; then setenv next 2
+  elif test "${bootcount}" = "2"; then setenv next 3
+  elif test "${bootcount}" = "3"; then setenv next 4
+  elif test "${bootcount}" = "4"; then setenv next 5
+  elif test "${bootcount}" = "5"; then setenv next 6
+  elif test "${bootcount}" = "6"; then setenv next 7
+  elif test "${bootcount}" = "7"; then setenv next 8
+  elif test "${bootcount}" = "8"; then setenv next 9
+  fi
+
+  if test "${next}" = "used-up"; then
+    echo "twinhull: partition ${part} used up its tries, back to partition ${other}"
+    setenv part ${other}
+  else
+    setenv bootcount ${next}
+    if saveenv; then
+      echo "twinhull: trial of partition ${part}, boot ${bootcount} of ${limit}"
+    else
+      echo "twinhull: the trial cannot be counted, back to partition ${other}"
+      setenv part ${other}
+    fi
+  fi
+fi
+
+# The board lab runs this file for its decision alone.
+if test "${twinhull_decide_only}" != "1"; then
+  if test -z "${devtype}"; then setenv devtype mmc; fi
+  if test -z "${devnum}"; then setenv devnum 0; fi
+  setenv rootdev "${devtype} ${devnum}:${part}"
+  part uuid ${rootdev} part_uuid
+  echo "twinhull: booting partition ${part} (PARTUUID ${part_uuid})"
+  # panic: a kernel that cannot go on restarts the machine, and the boot counter counts it.
+  setenv bootargs "root=PARTUUID=${part_uuid} ro panic=5 ${console_args} ${extra_os_cmdline}"
+  if test -e ${rootdev} /boot/extlinux/extlinux.conf; then
+    sysboot ${rootdev} any ${scriptaddr} /boot/extlinux/extlinux.conf
+  elif load ${rootdev} ${kernel_addr_r} /boot/Image; then
+    setenv fdt ${fdtcontroladdr}
+    if load ${rootdev} ${fdt_addr_r} /boot/${fdtfile}; then setenv fdt ${fdt_addr_r}; fi
+    load ${rootdev} ${ramdisk_addr_r} /boot/initramfs
+    booti ${kernel_addr_r} ${ramdisk_addr_r}:${filesize} ${fdt}
+  fi
+  echo "twinhull: partition ${part} cannot be booted; restarting in 5 s"
+  sleep 5
+  reset
+fi

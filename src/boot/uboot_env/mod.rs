@@ -1,0 +1,12 @@
+//! U-Boot's own environment, single or redundant, in a file or on a raw partition, where `/etc/fw_env.config` says.
+//! Read and counted by `boot/uboot-env/boot.cmd`. The `initramfs` counter is the same format in a file of its own.
+
+mod chooser;
+mod config;
+mod copy;
+mod place;
+
+pub use chooser::{Copies, UbootEnv};
+pub use config::parse as parse_config;
+pub use copy::{EnvCopy, decode, newer};
+pub use place::{Place, Places};

@@ -1,0 +1,119 @@
+# nooelint: oelint.bbclass.underscores
+# A recipe that inherits this makes the signed update file of an image:
+#
+#   inherit twinhull-bundle
+#   TWINHULL_BUNDLE_IMAGE = "my-image"
+#
+# The version of the recipe is that of the OS: my-bundle_2.1.0.bb. The bundle lies in DEPLOY_DIR_IMAGE. The same image
+# and settings give the same bytes, but for the signature.
+
+require conf/twinhull_machines.inc
+
+TWINHULL_BUNDLE_IMAGE ?= ""
+TWINHULL_BUNDLE_IMAGE[doc] = "The image recipe whose root is packed"
+TWINHULL_BUNDLE_FSTYPE ?= "ext4"
+TWINHULL_BUNDLE_FSTYPE[doc] = "Which of its file systems: ext4, squashfs-zst, erofs and so on"
+TWINHULL_BUNDLE_VERSION ?= "${PV}"
+TWINHULL_BUNDLE_VERSION[doc] = "Version of the OS in it, as 2.1.0 or 2.1.0+rev1"
+TWINHULL_BUNDLE_RELEASE ?= "0"
+TWINHULL_BUNDLE_RELEASE[doc] = "A counter that never decreases from release to release"
+TWINHULL_BUNDLE_MIN_VERSION ?= ""
+TWINHULL_BUNDLE_MIN_VERSION[doc] = "The oldest OS version that may be updated to this one directly"
+TWINHULL_BUNDLE_COMPATIBLE ?= "${TWINHULL_DEVICE_TYPE}"
+TWINHULL_BUNDLE_COMPATIBLE[doc] = "Device types that it is for"
+TWINHULL_BUNDLE_PROVIDES ?= ""
+TWINHULL_BUNDLE_PROVIDES[doc] = "KEY=VERSION of kernel, l4t or supervisor in it"
+TWINHULL_BUNDLE_LEVEL ?= "19"
+TWINHULL_BUNDLE_LEVEL[doc] = "zstd level, 1 to 22"
+TWINHULL_BUNDLE_KEYS ?= ""
+TWINHULL_BUNDLE_KEYS[doc] = "Absolute paths of minisign secret keys; each signs"
+TWINHULL_BUNDLE_PASSWORD_FILE ?= ""
+TWINHULL_BUNDLE_PASSWORD_FILE[doc] = "File with the password of the keys on its first line"
+TWINHULL_BUNDLE_UNSIGNED ?= "0"
+TWINHULL_BUNDLE_UNSIGNED[doc] = "1: leave it unsigned, to be signed elsewhere with twinhull bundle sign"
+TWINHULL_PUBLIC_KEYS ?= ""
+TWINHULL_BUNDLE_NAME ?= "${PN}-${MACHINE}-${TWINHULL_BUNDLE_VERSION}"
+
+INHIBIT_DEFAULT_DEPS = "1"
+DEPENDS += "${TWINHULL_PROVIDER}-native"
+PACKAGE_ARCH = "${MACHINE_ARCH}"
+# An image and a key are needed.
+EXCLUDE_FROM_WORLD = "1"
+
+inherit deploy nopackages
+
+do_fetch[noexec] = "1"
+do_unpack[noexec] = "1"
+do_patch[noexec] = "1"
+do_configure[noexec] = "1"
+do_compile[noexec] = "1"
+do_install[noexec] = "1"
+
+# Arguments of `twinhull bundle create` but for keys and output; an error says which variable to set.
+def twinhull_bundle_arguments(d):
+    image, version = d.getVar('TWINHULL_BUNDLE_IMAGE'), d.getVar('TWINHULL_BUNDLE_VERSION')
+    if not image:
+        bb.fatal('TWINHULL_BUNDLE_IMAGE is empty: name the image recipe that the bundle is made of')
+    link = '%s/%s-%s' % (d.getVar('DEPLOY_DIR_IMAGE'), image, d.getVar('MACHINE'))
+    # IMAGE_NAME_SUFFIX is part of the name since nanbield.
+    names = ['%s%s.%s' % (link, suffix, d.getVar('TWINHULL_BUNDLE_FSTYPE')) for suffix in ('.rootfs', '')]
+    found = [name for name in names if os.path.exists(name)]
+    if not found:
+        bb.fatal('neither %s exists: does %s make %s (IMAGE_FSTYPES)?'
+                 % (' nor '.join(names), image, d.getVar('TWINHULL_BUNDLE_FSTYPE')))
+    arguments = ['--image', found[0], '--version', version, '--arch', d.getVar('TWINHULL_DEVICE_ARCH'),
+                 '--compatible', ','.join(d.getVar('TWINHULL_BUNDLE_COMPATIBLE').replace(',', ' ').split()),
+                 '--release', d.getVar('TWINHULL_BUNDLE_RELEASE'), '--level', d.getVar('TWINHULL_BUNDLE_LEVEL')]
+    if d.getVar('TWINHULL_BUNDLE_MIN_VERSION'):
+        arguments += ['--min-version', d.getVar('TWINHULL_BUNDLE_MIN_VERSION')]
+    for provided in d.getVar('TWINHULL_BUNDLE_PROVIDES').split():
+        arguments += ['--provides', provided]
+    return arguments
+
+# Arguments that name the keys; an error when there are none and nobody asked for an unsigned bundle.
+def twinhull_bundle_keys(d):
+    if bb.utils.to_boolean(d.getVar('TWINHULL_BUNDLE_UNSIGNED')):
+        return []
+    keys = d.getVar('TWINHULL_BUNDLE_KEYS').split()
+    if not keys:
+        bb.fatal('no key to sign %s with: set TWINHULL_BUNDLE_KEYS to a minisign secret key (twinhull bundle keygen makes '
+                 'one), or TWINHULL_BUNDLE_UNSIGNED = "1" to sign it elsewhere' % d.getVar('PN'))
+    arguments = []
+    for key in keys:
+        if not os.path.exists(key):
+            bb.fatal('TWINHULL_BUNDLE_KEYS: there is no %s' % key)
+        arguments += ['--key', key]
+    if d.getVar('TWINHULL_BUNDLE_PASSWORD_FILE'):
+        arguments += ['--password-file', d.getVar('TWINHULL_BUNDLE_PASSWORD_FILE')]
+    return arguments
+
+python do_deploy() {
+    import shutil, subprocess
+    def twinhull(*arguments):
+        ran = subprocess.run([bb.utils.which(d.getVar('PATH'), 'twinhull'), *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             universal_newlines=True)
+        bb.note(ran.stdout)
+        if ran.returncode:
+            bb.fatal(ran.stdout.strip())
+    keys = twinhull_bundle_keys(d)
+    bundle = os.path.join(d.getVar('DEPLOYDIR'), d.getVar('TWINHULL_BUNDLE_NAME') + '.bundle')
+    bb.utils.mkdirhier(d.getVar('DEPLOYDIR'))
+    twinhull('bundle', 'create', *twinhull_bundle_arguments(d), *keys, '--output', bundle)
+    public = d.getVar('TWINHULL_PUBLIC_KEYS').split()
+    if keys and public:
+        # What the devices will do.
+        directory = os.path.join(d.getVar('WORKDIR'), 'public-keys')
+        bb.utils.remove(directory, recurse=True)
+        bb.utils.mkdirhier(directory)
+        for key in public:
+            shutil.copy(key, directory)
+        twinhull('bundle', 'verify', bundle, '--keys', directory)
+}
+addtask deploy after do_prepare_recipe_sysroot before do_build
+do_deploy[depends] += "${@d.getVar('TWINHULL_BUNDLE_IMAGE') + ':do_image_complete' if d.getVar('TWINHULL_BUNDLE_IMAGE') else ''}"
+# A secret key's digest tells nothing of it; a password's digest would, so that file is left out.
+do_deploy[file-checksums] += "${@' '.join(k + ':True' for k in (d.getVar('TWINHULL_BUNDLE_KEYS') + ' ' + d.getVar('TWINHULL_PUBLIC_KEYS')).split())}"
+do_deploy[vardeps] += "TWINHULL_BUNDLE_COMPATIBLE TWINHULL_BUNDLE_FSTYPE TWINHULL_BUNDLE_IMAGE TWINHULL_BUNDLE_LEVEL \
+    TWINHULL_BUNDLE_MIN_VERSION TWINHULL_BUNDLE_NAME TWINHULL_BUNDLE_PROVIDES TWINHULL_BUNDLE_RELEASE \
+    TWINHULL_BUNDLE_UNSIGNED TWINHULL_BUNDLE_VERSION TWINHULL_DEVICE_ARCH"
+do_deploy[vardepsexclude] += "TWINHULL_BUNDLE_KEYS TWINHULL_BUNDLE_PASSWORD_FILE TWINHULL_PUBLIC_KEYS"
