@@ -478,7 +478,7 @@ fn content_range(text: &str) -> Option<(Range<u64>, u64)> {
     let (range, len) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let (first, last, len): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, len.parse().ok()?);
-    (first <= last && last < len).then_some((first..last + 1, len))
+    (first <= last && last < len).then(|| (first..last + 1, len))
 }
 
 #[cfg(test)]
