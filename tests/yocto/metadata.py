@@ -321,7 +321,7 @@ def check_boot_files(work, checkout):
     pi = 'RPI_USE_U_BOOT = "1"\n'
     for machine, arch, overrides, settings, scheme in (
             ('genericx86-64', 'x86_64', '', '', 'grub'), ('raspberrypi4-64', 'aarch64', 'rpi', pi, 'uboot-text'),
-            ('raspberrypi3', 'arm', 'rpi', pi, ''), ('qemuarm64', 'aarch64', '', 'TWINHULL_BOOTLOADER = "uboot-text"\n', 'uboot-text')):
+            ('raspberrypi3', 'arm', 'rpi', pi, ''), ('qemuarm', 'arm', '', 'TWINHULL_BOOTLOADER = "uboot-env"\n', 'uboot-env'), ('qemuarm64', 'aarch64', '', 'TWINHULL_BOOTLOADER = "uboot-text"\n', 'uboot-text')):
         stage = Stage(checkout, work, 'scarthgap', machine, arch, overrides, settings)
         found = boot_files(stage)
         expected = {'config.json', 'device-type.json'}
@@ -332,6 +332,9 @@ def check_boot_files(work, checkout):
             check(found['EFI/BOOT/grub.cfg'] == theirs('boot/grub/grub.cfg'), 'grub.cfg differs')
             check(len(found['EFI/BOOT/grub_extraenv']) == 1024, 'grub_extraenv')
             check(b'"slug": "intel-nuc"' in found['device-type.json'], 'device-type.json: slug')
+        if scheme == 'uboot-env':
+            expected |= {'boot.scr'}
+            check(found['boot.scr'][72:] == theirs('boot/uboot-env/boot.cmd'), 'boot.scr does not hold boot/uboot-env/boot.cmd')
         if scheme == 'uboot-text':
             expected |= {'boot.scr', 'bootcount.env', 'extra_uEnv.txt', 'resinOS_uEnv.txt'}
             # A header of 64 bytes, then the length of the one script, then a zero.
@@ -560,8 +563,10 @@ def main():
     for machine, arch, overrides, expected in (
             ('genericx86-64', 'x86_64', '', 'chooser = "grub"'), ('raspberrypi3-64', 'aarch64', 'rpi', 'deadline_s = 900'),
             ('raspberrypi4-64', 'aarch64', 'rpi', 'chooser = "uboot-text"'), ('qemuarm64', 'aarch64', '', 'persist'),
+            ('qemuarm', 'arm', '', 'chooser = "uboot-env"'),
             ('p3768-0000-p3767-0000', 'aarch64', 'tegra', 'tries = 3')):
-        settings = 'RPI_USE_U_BOOT = "1"\nTWINHULL_SETTINGS = "[health]\\nsettle_s = 20"\n'
+        settings = 'TWINHULL_BOOTLOADER = "uboot-env"\n' if machine == 'qemuarm' else ''
+        settings += 'RPI_USE_U_BOOT = "1"\nTWINHULL_SETTINGS = "[health]\\nsettle_s = 20"\n'
         stage = Stage(checkout, work, 'wrynose', machine, arch, overrides, settings)
         check_conf(stage, machine, expected)
         check_conf(stage, machine, 'settle_s = 20')
