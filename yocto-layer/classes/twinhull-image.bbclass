@@ -20,8 +20,11 @@ TWINHULL_ROOT_UUID ?= "74776968-756c-6c2d-726f-6f742d736c6f"
 EXTRA_IMAGECMD:append:ext4 = " -O ^metadata_csum_seed -U ${TWINHULL_ROOT_UUID} -E hash_seed=${TWINHULL_ROOT_UUID}"
 
 twinhull_fill_root () {
-    # Where PID 1 mounts.
+    # Where PID 1 mounts and binds.
     install -d ${IMAGE_ROOTFS}/mnt/boot ${IMAGE_ROOTFS}/mnt/state ${IMAGE_ROOTFS}/mnt/data ${IMAGE_ROOTFS}/resin-data
+    if [ ! -e ${IMAGE_ROOTFS}${sysconfdir}/machine-id ]; then
+        touch ${IMAGE_ROOTFS}${sysconfdir}/machine-id
+    fi
     install -D -m 0644 ${DEPLOY_DIR_IMAGE}/${KERNEL_IMAGETYPE} ${IMAGE_ROOTFS}/boot/${TWINHULL_KERNEL_NAME}
     found=""
     for type in ${INITRAMFS_FSTYPES}; do
