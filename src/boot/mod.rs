@@ -17,6 +17,7 @@
 pub mod conformance;
 pub mod grub;
 pub mod resin;
+pub mod sdboot;
 mod store;
 pub mod uboot_env;
 pub mod uboot_text;

@@ -7,6 +7,7 @@ use crate::block::BootedDisk;
 use crate::boot::Directory;
 use crate::boot::grub::Grub;
 use crate::boot::resin::{Notation, Partitions};
+use crate::boot::sdboot::{SystemdBoot, template_name};
 use crate::boot::uboot_env::{Place, Places, UbootEnv, parse_config};
 use crate::boot::uboot_text::{PLAN_FILE, UbootText};
 use crate::config::{Boot, Chooser};
@@ -14,6 +15,7 @@ use crate::model::Slot;
 use crate::{Doing, Error, Result, Root, sys};
 
 const BOOT: &str = "/mnt/boot";
+const ENTRIES: &str = "/mnt/boot/loader/entries";
 const LIMIT_BYTES: u64 = 64 * 1024;
 
 /// Opens the device's boot chooser.
@@ -38,6 +40,7 @@ pub fn open(root: &Root, settings: &Boot, disk: &BootedDisk) -> Result<(AnyChoos
             Box::new(Grub::new(store, name, notation))
         }
         Chooser::UbootText => Box::new(UbootText::new(Directory::new(root.path(BOOT)), partitions)),
+        Chooser::SystemdBoot => Box::new(SystemdBoot::new(Directory::new(root.path(ENTRIES)))),
         Chooser::UbootEnv => {
             let text = sys::file::read_text(&file, LIMIT_BYTES)?;
             let places = parse_config(&text).doing(|| file.display().to_string())?;
@@ -55,6 +58,7 @@ fn evidence(settings: &Boot, chooser: Chooser) -> PathBuf {
         Chooser::BalenaBootloader => Path::new(BOOT).join("bootenv"),
         Chooser::UbootText => Path::new(BOOT).join(PLAN_FILE),
         Chooser::UbootEnv => "/etc/fw_env.config".into(),
+        Chooser::SystemdBoot => Path::new(ENTRIES).join(template_name(Slot::A)),
     }
 }
 
@@ -103,6 +107,7 @@ mod tests {
             ("/mnt/boot/bootenv", Chooser::BalenaBootloader),
             ("/mnt/boot/resinOS_uEnv.txt", Chooser::UbootText),
             ("/etc/fw_env.config", Chooser::UbootEnv),
+            ("/mnt/boot/loader/entries/twinhull-a.entry", Chooser::SystemdBoot),
         ] {
             assert_eq!(find_among(&[file, "/mnt/boot/config.json"]).unwrap(), expected);
         }

@@ -58,11 +58,14 @@ pub enum Chooser {
     UbootText,
     /// U-Boot with its native environment, where `/etc/fw_env.config` says.
     UbootEnv,
+    /// systemd-boot with counted entries.
+    SystemdBoot,
 }
 
 impl Chooser {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Grub, Self::BalenaBootloader, Self::UbootText, Self::UbootEnv];
+    pub const ALL: [Self; 5] =
+        [Self::Grub, Self::BalenaBootloader, Self::UbootText, Self::UbootEnv, Self::SystemdBoot];
 
     /// Its name in the settings.
     pub const fn name(self) -> &'static str {
@@ -71,6 +74,7 @@ impl Chooser {
             Self::BalenaBootloader => "balena-bootloader",
             Self::UbootText => "uboot-text",
             Self::UbootEnv => "uboot-env",
+            Self::SystemdBoot => "systemd-boot",
         }
     }
 }

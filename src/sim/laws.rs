@@ -69,9 +69,8 @@ fn wherever_a_change_is_cut_the_plan_is_the_one_before_or_the_one_after() {
                         cuts += 1;
                     }
                 }
-                if let Some((file, counted)) = loader.choose(&seed).save {
-                    let mut booted = seed.clone();
-                    booted.insert(file, counted);
+                let mut booted = seed.clone();
+                if loader.choose(&seed).save_into(&mut booted) {
                     after_all.push(booted);
                 }
             }

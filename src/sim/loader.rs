@@ -6,9 +6,10 @@ use std::rc::Rc;
 
 use super::files::MemoryStore;
 use super::power::Power;
-use super::{grub_script, uboot_script};
+use super::{grub_script, sdboot_model, uboot_script};
 use crate::boot::grub::{Block, Grub, encode};
 use crate::boot::resin::{self, Notation, Partitions};
+use crate::boot::sdboot::{Entry, SystemdBoot, template_name};
 use crate::boot::uboot_env::{UbootEnv, decode, newer};
 use crate::boot::uboot_text::{COUNT_FILE, PLAN_FILE, UbootText};
 use crate::boot::{BootChooser, Environment};
@@ -24,6 +25,27 @@ pub struct Choice {
     pub slot: Slot,
     /// The file with the counted boot, and its content.
     pub save: Option<(String, Vec<u8>)>,
+    /// The file that this one replaces, if it counts by renaming. The directory of the entries is one sector, so the
+    /// rename is one write.
+    pub renamed: Option<String>,
+}
+
+impl Choice {
+    /// The choice of a script that counts in a file of always the same name.
+    fn counting(file: &str, (slot, save): (Slot, Option<Vec<u8>>)) -> Self {
+        Self { slot, save: save.map(|raw| (file.to_owned(), raw)), renamed: None }
+    }
+
+    /// Saves the counted boot. Whether there was one.
+    pub fn save_into(&self, files: &mut BTreeMap<String, Vec<u8>>) -> bool {
+        if let Some(old) = &self.renamed {
+            files.remove(old);
+        }
+        if let Some((file, counted)) = self.save.clone() {
+            files.insert(file, counted);
+        }
+        self.save.is_some()
+    }
 }
 
 /// Which bootloader.
@@ -41,11 +63,20 @@ pub enum Loader {
     UbootEnvSingle,
     /// The counter kept by PID 1.
     Initramfs,
+    /// systemd-boot.
+    SystemdBoot,
 }
 
 impl Loader {
-    pub const ALL: [Self; 6] =
-        [Self::Grub, Self::Bootenv, Self::UbootText, Self::UbootEnv, Self::UbootEnvSingle, Self::Initramfs];
+    pub const ALL: [Self; 7] = [
+        Self::Grub,
+        Self::Bootenv,
+        Self::UbootText,
+        Self::UbootEnv,
+        Self::UbootEnvSingle,
+        Self::Initramfs,
+        Self::SystemdBoot,
+    ];
 
     /// The boot partition of a new device, settled on slot A.
     pub fn seed(self) -> BTreeMap<String, Vec<u8>> {
@@ -64,16 +95,23 @@ impl Loader {
                 ("env.1".to_owned(), env_copy(0, true)),
             ]),
             Self::UbootEnvSingle => BTreeMap::from([("env.0".to_owned(), env_copy(0, false))]),
+            Self::SystemdBoot => {
+                let template = |slot| format!("title {slot}\nlinux /slot-{slot}/vmlinuz\n");
+                let first = Entry::content(template(Slot::A).as_bytes(), 1).unwrap();
+                let [a, b] = Slot::ALL.map(|slot| text(&template_name(slot), &template(slot)));
+                BTreeMap::from([a, b, ("twinhull-a.conf".to_owned(), first)])
+            }
         }
     }
 
-    const fn notation(self) -> Notation {
+    fn notation(self) -> Notation {
         match self {
             Self::Grub => Notation::Decimal(PARTITIONS),
             Self::Bootenv => Notation::Letters,
             Self::UbootText | Self::UbootEnv | Self::UbootEnvSingle | Self::Initramfs => {
                 Notation::Hex(PARTITIONS)
             }
+            Self::SystemdBoot => unreachable!("it has no variables"),
         }
     }
 
@@ -85,6 +123,7 @@ impl Loader {
             Self::UbootEnv | Self::UbootEnvSingle | Self::Initramfs => {
                 Box::new(UbootEnv::new(store, PARTITIONS))
             }
+            Self::SystemdBoot => Box::new(SystemdBoot::new(store)),
         }
     }
 
@@ -93,20 +132,18 @@ impl Loader {
         let file = |name: &str| files.get(name).map(Vec::as_slice);
         match self {
             Self::Grub => {
-                let (slot, save) = grub_script::choose(file(GRUB_FILE).unwrap_or_default());
-                Choice { slot, save: save.map(|raw| (GRUB_FILE.to_owned(), raw)) }
+                Choice::counting(GRUB_FILE, grub_script::choose(file(GRUB_FILE).unwrap_or_default()))
             }
             Self::Bootenv => {
-                let (slot, save) = grub_script::abroot(file(GRUB_FILE).unwrap_or_default());
-                Choice { slot, save: save.map(|raw| (GRUB_FILE.to_owned(), raw)) }
+                Choice::counting(GRUB_FILE, grub_script::abroot(file(GRUB_FILE).unwrap_or_default()))
             }
             Self::UbootText => {
-                let (slot, save) = uboot_script::choose(file(PLAN_FILE), file(COUNT_FILE));
-                Choice { slot, save: save.map(|raw| (COUNT_FILE.to_owned(), raw)) }
+                Choice::counting(COUNT_FILE, uboot_script::choose(file(PLAN_FILE), file(COUNT_FILE)))
             }
             Self::UbootEnv | Self::UbootEnvSingle => {
                 let (slot, save) = uboot_env(file("env.0").unwrap_or_default(), file("env.1"));
-                Choice { slot, save: save.map(|(copy, raw)| (format!("env.{copy}"), raw)) }
+                let save = save.map(|(copy, raw)| (format!("env.{copy}"), raw));
+                Choice { slot, save, renamed: None }
             }
             // No model: what runs is the program's own code.
             Self::Initramfs => {
@@ -118,7 +155,13 @@ impl Loader {
                     .iter()
                     .find(|(name, raw)| files.get(*name) != Some(raw))
                     .map(|(name, raw)| (name.clone(), raw.clone()));
-                Choice { slot, save }
+                Choice { slot, save, renamed: None }
+            }
+            Self::SystemdBoot => {
+                let (slot, rename) = sdboot_model::choose(files);
+                let (renamed, save) =
+                    rename.map(|(old, new)| (old.clone(), (new, files[&old].clone()))).unzip();
+                Choice { slot, save, renamed }
             }
         }
     }

@@ -9,6 +9,7 @@ mod grub_script;
 mod laws;
 mod loader;
 mod power;
+mod sdboot_model;
 mod sweep;
 mod truth_table;
 mod uboot_script;

@@ -81,7 +81,8 @@ fn depth(loader: Loader) -> usize {
         | Loader::UbootText
         | Loader::UbootEnv
         | Loader::UbootEnvSingle
-        | Loader::Initramfs => std::env::var("SWEEP_DEPTH").map_or(2, |d| d.parse().unwrap()),
+        | Loader::Initramfs
+        | Loader::SystemdBoot => std::env::var("SWEEP_DEPTH").map_or(2, |d| d.parse().unwrap()),
     }
 }
 

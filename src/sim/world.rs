@@ -259,10 +259,9 @@ impl World {
     fn boot(&mut self) -> std::result::Result<Option<Slot>, Stop> {
         self.boots += 1;
         let choice = self.loader.choose(&self.files.borrow());
-        if let Some((file, counted)) = choice.save {
+        if choice.save.is_some() {
             self.power.step().map_err(|_| Stop::Interrupted)?;
-            self.files.borrow_mut().insert(file, counted);
-            self.tried = true;
+            self.tried = choice.save_into(&mut self.files.borrow_mut());
         }
         let content = self.media.borrow().slots[choice.slot as usize].clone();
         let known = [(1, Behaviour::Good), (2, self.behaviour), (3, Behaviour::Good)];

@@ -4,6 +4,7 @@
 
 mod grub;
 mod random;
+mod sdboot;
 mod uboot_env;
 mod uboot_text;
 
