@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::time::Duration;
 
-use ureq::http::{HeaderMap, Response};
+use ureq::http::{HeaderMap, Response, StatusCode};
 use ureq::{Agent, Body};
 
 use crate::sys::clock::{BootClock, Clock};
@@ -223,7 +223,7 @@ impl Fetch {
         match answer.status().as_u16() {
             206 if range.is_some() => self.part(answer, range.unwrap_or(0..0)),
             200 => self.whole(answer),
-            status => Err(refused(status, answer.headers(), self.file.is_some())),
+            _ => Err(refused(answer.status(), answer.headers(), self.file.is_some())),
         }
     }
 
@@ -427,9 +427,9 @@ enum Trouble {
     Final(Error),
 }
 
-fn refused(status: u16, headers: &HeaderMap, under_way: bool) -> Trouble {
-    let text = format!("the server says {status}; {}", advice(status));
-    match status {
+fn refused(status: StatusCode, headers: &HeaderMap, under_way: bool) -> Trouble {
+    let text = format!("the server says {status}; {}", advice(status.as_u16()));
+    match status.as_u16() {
         408 | 429 | 500..=599 if under_way => {
             let pause = text_of(headers, "retry-after").and_then(|s| s.parse().ok()).map(Duration::from_secs);
             Trouble::Passing(text, pause)
