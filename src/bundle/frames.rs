@@ -123,7 +123,7 @@ pub fn as_prefix(mut blocks: &[u8]) -> &[u8] {
 }
 
 /// One call into a buffer of the exact length: no window is ever allocated, whatever the frame asks for.
-fn decompress(
+pub(super) fn decompress(
     zstd: &mut DCtx<'_>,
     compressed: &[u8],
     prefix: &[u8],

@@ -8,6 +8,9 @@
 //! 4. A bundle can be read in order, once, without seeking: a pipe will do. From a server, only what is missing is read.
 
 pub mod archive;
+mod delta;
+#[cfg(feature = "build-host")]
+pub mod delta_pack;
 mod fetch;
 mod frames;
 mod index;
@@ -19,6 +22,7 @@ mod reader;
 pub mod sign;
 pub mod source;
 
+pub use delta::{Buffers, Delta, Old};
 pub use fetch::{Limits, Meter, too_much};
 pub use frames::{Checked, Decoder};
 pub use index::{BLOCK_LEN, Hash, Index, Run, hash};

@@ -273,7 +273,7 @@ impl Packer {
 }
 
 /// One zstd frame of `plain`, to be decompressed with `prefix` at hand.
-fn compress(prefix: &[u8], plain: &[u8], level: i32) -> Result<Vec<u8>> {
+pub(super) fn compress(prefix: &[u8], plain: &[u8], level: i32) -> Result<Vec<u8>> {
     let failed = |code| Error::failed(format!("compress: {}", zstd_safe::get_error_name(code)));
     let mut zstd = CCtx::try_create().ok_or_else(|| Error::failed("compress: no memory"))?;
     zstd.set_parameter(CParameter::CompressionLevel(level)).map_err(failed)?;

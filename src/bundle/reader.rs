@@ -197,6 +197,12 @@ impl<R: Read> Bundle<R> {
         Index::parse(bytes, &root)
     }
 
+    /// The index, of a bundle that is made use of on a build host.
+    #[cfg(feature = "build-host")]
+    pub(super) fn index_alone(&mut self) -> Result<Index> {
+        self.read_index()
+    }
+
     /// Goes to the first frame. Gives the member's name.
     fn start_frames(&mut self) -> Result<String> {
         let name = format!("{}.frames", self.manifest.root.name);

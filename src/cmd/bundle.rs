@@ -26,6 +26,7 @@ twinhull bundle: make, sign, show and check update files
 Usage: twinhull bundle create --image FILE --version V --compatible TYPE[,TYPE] -o OUT [OPTIONS]
        twinhull bundle sign BUNDLE --key SECRETKEY [--key SECRETKEY]... [--password-file FILE]
        twinhull bundle sign BUNDLE --signature FILE.minisig --public FILE.pub
+       twinhull bundle delta --from OLD --to NEW.bundle -o OUT [--level N]
        twinhull bundle keygen --public FILE.pub --secret FILE.key
        twinhull bundle inspect FILE|URL|- [--keys DIR] [--json]
        twinhull bundle verify FILE|URL|- --keys DIR [--signatures N] [--json]
@@ -51,6 +52,9 @@ sign: adds signatures to a bundle, after checking all of it against its manifest
   (`minisign -G`, with or without -W). A signature made elsewhere (tar -xf BUNDLE manifest.toml;
   minisign -S -m manifest.toml) is added with --signature and --public.
 
+delta: makes a file with which `twinhull install NEW.bundle --delta OUT` fetches less on devices that run OLD (an image or a
+  bundle of it). It needs no signature: what comes out of it is compared with the signed hashes of NEW.
+
 keygen: makes a minisign key pair without a password. The public half belongs into the image, in the
   directory of the setting bundle.keys; the secret half never does.
 
@@ -70,7 +74,7 @@ Examples:
 fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let Some(word) = parser.next().map_err(usage("bundle"))? else {
         return Err(Error::usage(
-            "bundle: create, sign, keygen, inspect or verify; see `twinhull bundle --help`",
+            "bundle: create, sign, delta, keygen, inspect or verify; see `twinhull bundle --help`",
         ));
     };
     let word = match word {
@@ -83,9 +87,11 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
         #[cfg(feature = "build-host")]
         "sign" => make::sign(parser),
         #[cfg(feature = "build-host")]
+        "delta" => make::delta(parser, context),
+        #[cfg(feature = "build-host")]
         "keygen" => make::keygen(parser),
         #[cfg(not(feature = "build-host"))]
-        "create" | "sign" | "keygen" => Err(Error::usage(format!(
+        "create" | "sign" | "delta" | "keygen" => Err(Error::usage(format!(
             "bundle {word}: this twinhull was built without the feature build-host"
         ))),
         "inspect" => inspect(parser, context),

@@ -10,14 +10,15 @@ use super::health;
 use super::host::{Host, os_version};
 use super::progress::Bar;
 use crate::block::{Disk, FileDisk};
-use crate::bundle::{self, Bundle, Frames, Keys, Limits, Source};
+use crate::bundle::{self, Bundle, Delta, Frames, Keys, Limits, Progress, Source};
 use crate::cli::{Command, Context, usage};
 use crate::model::device::{DeviceType, arch};
 use crate::model::manifest::DeviceFacts;
 use crate::model::record::Release;
 use crate::model::{Slot, Version};
 use crate::sys::clock::{BootClock, Clock};
-use crate::update::{Armed, Image, Install, Plan, Reuse};
+use crate::sys::http::HttpSettings;
+use crate::update::{Armed, Image, Install, Plan, Reuse, use_delta};
 use crate::{Doing, Error, Result, provision, sys};
 
 /// The index of the bundle that is being fetched.
@@ -38,6 +39,8 @@ twinhull install: write a bundle's system into the other slot and arm it for the
 Usage: twinhull install [OPTIONS] FILE|URL|-
 
   FILE|URL|-            the bundle: a file, an http(s):// address, or - for standard input; it is never stored
+  --delta FILE|URL      a delta to this bundle (`twinhull bundle delta`): used where the running slot holds the image that
+                        it was made against; what does not fit comes from the bundle
   --explain             say what would be fetched, reused and written, and whether it would be refused; write nothing
   --max-download BYTES  refuse, before anything is written, if more than so many bytes would have to be fetched
                         (K, M and G stand for KiB, MiB and GiB)
@@ -69,6 +72,7 @@ look|plan|begin|progress|read-back|armed, ..}.
 
 struct Args {
     bundle: String,
+    delta: Option<String>,
     explain: bool,
     max_download: Option<u64>,
     reboot: bool,
@@ -80,12 +84,15 @@ impl Args {
     fn parse(mut parser: lexopt::Parser) -> Result<Self> {
         use lexopt::prelude::*;
         let (mut bundle, mut reboot, mut allow_downgrade, mut force) = (None, false, false, false);
-        let (mut explain, mut max_download) = (false, None);
+        let (mut explain, mut max_download, mut delta) = (false, None, None);
         while let Some(arg) = parser.next().map_err(usage("install"))? {
             match arg {
                 Long("reboot") => reboot = true,
                 Long("allow-downgrade") => allow_downgrade = true,
                 Long("force") => force = true,
+                Long("delta") => {
+                    delta = Some(parser.value().and_then(|v| v.string()).map_err(usage("install"))?);
+                }
                 Long("explain") => explain = true,
                 Long("max-download") => {
                     max_download = Some(bytes(&parser.value().map_err(usage("install"))?)?)
@@ -97,7 +104,7 @@ impl Args {
         let bundle = bundle.ok_or_else(|| {
             Error::usage("install: which bundle? give a FILE, a URL or -; see `twinhull install --help`")
         })?;
-        Ok(Self { bundle, explain, max_download, reboot, allow_downgrade, force })
+        Ok(Self { bundle, delta, explain, max_download, reboot, allow_downgrade, force })
     }
 }
 
@@ -135,7 +142,8 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let limits = Limits { stall, max_bytes: args.max_download };
     let doing = || format!("install {}", args.bundle);
     let source = bundle::source::open(&args.bundle, &http, limits).doing(|| "install")?;
-    let armed = match install(&args, source, context, &mut host).doing(doing)? {
+    let reach = Reach { http, limits };
+    let armed = match install(&args, source, &reach, context, &mut host).doing(doing)? {
         Done::Armed(armed) => armed,
         Done::Explained => return Ok(0),
         Done::Already => {
@@ -159,7 +167,13 @@ enum Done {
     Explained,
 }
 
-fn install(args: &Args, source: Source, context: &Context, host: &mut Host) -> Result<Done> {
+/// How servers are reached.
+struct Reach {
+    http: HttpSettings,
+    limits: Limits,
+}
+
+fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: &mut Host) -> Result<Done> {
     if !args.explain {
         // What an earlier update left is put in order first; a trial under way is refused by `begin`.
         host.settle()?;
@@ -179,7 +193,7 @@ fn install(args: &Args, source: Source, context: &Context, host: &mut Host) -> R
     let mut bar = Bar::new(context.json, image.len_bytes, bundle.stream().len_bytes());
     let running = host.disk.slot_partition(host.machine.booted)?.device.clone();
     let kept = context.root.path(INDEX);
-    let mut feed = Feed::prepare(bundle, args, &kept, &device, &running, &mut bar)?;
+    let mut feed = Feed::prepare(bundle, args, reach, &kept, [&device, &running], &mut bar)?;
     if args.explain {
         feed.explain(&release.version, slot, image.len_bytes, context.json);
         return Ok(Done::Explained);
@@ -210,6 +224,18 @@ struct Parts {
     frames: Frames,
     plan: Plan,
     active: FileDisk,
+    delta: Option<Patch>,
+    /// What is fetched in all.
+    fetch: u64,
+}
+
+/// What comes from a delta.
+struct Patch {
+    delta: Delta,
+    /// What was on the device before.
+    reuse: Reuse,
+    needed: Vec<usize>,
+    fetch_bytes: u64,
 }
 
 impl Feed {
@@ -217,15 +243,15 @@ impl Feed {
     fn prepare(
         bundle: Bundle<Source>,
         args: &Args,
+        reach: &Reach,
         kept: &Path,
-        target: &Path,
-        running: &Path,
+        [target, running]: [&Path; 2],
         bar: &mut Bar,
     ) -> Result<Self> {
-        if !bundle.stream().is_worth_skipping() {
+        if !bundle.stream().is_worth_skipping() && args.delta.is_none() {
             return Ok(Self::Whole(Box::new(bundle)));
         }
-        let root = &bundle.manifest().root;
+        let root = bundle.manifest().root.clone();
         let kept_bytes =
             sys::file::read_if_exists(kept, root.index_size.min(KEPT_LIMIT_BYTES)).unwrap_or(None);
         let mut frames = bundle.into_frames(kept_bytes)?;
@@ -238,18 +264,39 @@ impl Feed {
                 log::warn!("{e}; an install that is cut short would fetch the index again");
             }
         }
+        let mut delta = args.delta.as_ref().and_then(|what| {
+            let opened = bundle::source::open(what, &reach.http, reach.limits)
+                .and_then(|source| Delta::open(source, &frames.index, &root.index_sha256));
+            opened.inspect_err(|e| log::warn!("{e}; going on without the delta")).ok()
+        });
         let mut target = FileDisk::open_read_only(target)?;
         let mut active = FileDisk::open_read_only(running)?;
         let total = frames.image_len.saturating_add(active.len_bytes());
         let mut look = |read| bar.look(read, total);
-        let reuse = Reuse::survey(&frames.index, frames.image_len, &mut target, &mut active, &mut look)?;
-        let plan = Plan::new(reuse, &mut frames)?;
+        let (image_len, old) = (frames.image_len, delta.as_ref().map(|d| &d.old));
+        let reuse = Reuse::survey(&frames.index, image_len, &mut target, &mut active, old, &mut look)?;
+        // With a limit, only a delta that is sure to fit is counted on.
+        if delta.is_some() && !reuse.old_is_there {
+            log::warn!(
+                "the running slot does not hold the image that the delta was made against, or not quite"
+            );
+            delta = delta.filter(|_| args.max_download.is_none());
+        }
+        let (plan, delta) = match delta {
+            None => (Plan::new(reuse, &mut frames)?, None),
+            Some(mut delta) => {
+                let (plan, needed, bytes) = Plan::with_delta(&reuse, &mut frames, &mut delta)?;
+                let fetch_bytes = delta.meter().bytes.saturating_add(bytes);
+                (plan, Some(Patch { delta, reuse, needed, fetch_bytes }))
+            }
+        };
         let fetch = frames.meter().bytes.saturating_add(plan.fetch_bytes);
+        let fetch = fetch.saturating_add(delta.as_ref().map_or(0, |d| d.fetch_bytes));
         if let Some(max) = args.max_download.filter(|max| fetch > *max) {
             return Err(bundle::too_much(fetch, max));
         }
         bar.planned(fetch, plan.reused_bytes());
-        Ok(Self::Parts(Box::new(Parts { frames, plan, active })))
+        Ok(Self::Parts(Box::new(Parts { frames, plan, active, delta, fetch })))
     }
 
     fn write(&mut self, disk: &mut FileDisk, bar: &mut Bar) -> Result<()> {
@@ -258,8 +305,19 @@ impl Feed {
                 bundle.write_root(&mut |offset, bytes| disk.write_at(offset, bytes), &mut |p| bar.progress(p))
             }
             Self::Parts(parts) => {
-                let Parts { frames, plan, active } = &mut **parts;
-                plan.carry_out(frames, disk, active, &mut |p| bar.progress(p))
+                let Parts { frames, plan, active, delta, .. } = &mut **parts;
+                let mut fetched = 0;
+                if let Some(Patch { mut delta, mut reuse, needed, .. }) = delta.take() {
+                    use_delta(&mut reuse, &needed, &mut delta, frames, disk, active, &mut |p| {
+                        bar.progress(p)
+                    })?;
+                    // What the delta did not bring after all is fetched too.
+                    *plan = Plan::new(reuse, frames)?;
+                    fetched = delta.meter().bytes;
+                }
+                plan.carry_out(frames, disk, active, &mut |p| {
+                    bar.progress(Progress { read_bytes: p.read_bytes.saturating_add(fetched), ..p });
+                })
             }
         }
     }
@@ -269,8 +327,7 @@ impl Feed {
             Self::Whole(bundle) => (bundle.stream().len_bytes(), 0, 0),
             Self::Parts(parts) => {
                 let (in_place, copied) = parts.plan.reused_bytes();
-                let fetch = parts.frames.meter().bytes.saturating_add(parts.plan.fetch_bytes);
-                (Some(fetch), in_place, copied)
+                (Some(parts.fetch), in_place, copied)
             }
         };
         if as_json {

@@ -3,7 +3,7 @@
 
 use super::reuse::{Place, Reuse, read_image};
 use crate::block::Disk;
-use crate::bundle::{BLOCK_LEN, Checked, Decoder, Frames, Progress, Run, hash};
+use crate::bundle::{BLOCK_LEN, Buffers, Checked, Decoder, Delta, Frames, Progress, Run, hash};
 use crate::{Doing, Error, Result};
 
 const BLOCK: u64 = BLOCK_LEN as u64;
@@ -37,6 +37,29 @@ impl Plan {
         Ok(Self { reuse, frames: needed, fetch_bytes })
     }
 
+    /// A plan in which `delta` provides what it can. Gives the frames of the delta as well, and the bytes to be fetched
+    /// for them. They must be done first, by [`use_delta`]; then it is decided anew what is still missing.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn with_delta(
+        reuse: &Reuse,
+        frames: &mut Frames,
+        delta: &mut Delta,
+    ) -> Result<(Self, Vec<usize>, u64)> {
+        let mut then = reuse.clone();
+        let mut needed = Vec::new();
+        for (number, frame) in delta.frames.iter().enumerate() {
+            let mut carried = frame.carried.iter().cloned().flatten();
+            if carried.any(|c| reuse.place(c) == Place::Missing) {
+                frame.carried.iter().for_each(|c| then.is_in_target(c.clone()));
+                needed.push(number);
+            }
+        }
+        let bytes = delta.plan(&needed);
+        Ok((Self::new(then, frames)?, needed, bytes))
+    }
+
     /// Bytes that are in the target slot already, and bytes that are copied from the active slot.
     pub fn reused_bytes(&self) -> (u64, u64) {
         self.reuse.bytes()
@@ -54,7 +77,8 @@ impl Plan {
         active: &mut impl Disk,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<()> {
-        let mut work = Work { plan: self, target, active, image_len: frames.image_len, reused: 0 };
+        let mut work = Work { target, image_len: frames.image_len };
+        let mut reused = 0;
         let mut decoder = Decoder::new()?;
         let mut needed = self.frames.iter().peekable();
         let mut done = 0;
@@ -67,59 +91,61 @@ impl Plan {
                 done = (last.block + last.len) * BLOCK;
             }
             // What cannot be copied after all is fetched.
-            if planned || !work.copy(&runs, frames)? {
-                work.fetch(number, frames, &mut decoder)?;
+            if planned || !self.copy(&mut work, active, &runs, frames, &mut reused)? {
+                self.fetch(&mut work, number, frames, &mut decoder)?;
             }
             progress(Progress {
                 done_bytes: done.min(work.image_len),
                 total_bytes: work.image_len,
                 read_bytes: frames.meter().bytes,
-                reused_bytes: work.reused,
+                reused_bytes: reused,
             });
         }
         let end = work.image_len;
         work.zeros(done, end)
     }
-}
 
-/// The slots, while one is written.
-struct Work<'a, T, A> {
-    plan: &'a Plan,
-    target: &'a mut T,
-    active: &'a mut A,
-    image_len: u64,
-    reused: u64,
-}
-
-impl<T: Disk, A: Disk> Work<'_, T, A> {
     /// Copies the blocks of a frame that the active slot has. `false`: not all of them are there any more.
-    fn copy(&mut self, runs: &[Run], frames: &Frames) -> Result<bool> {
+    fn copy(
+        &self,
+        work: &mut Work<impl Disk>,
+        active: &mut impl Disk,
+        runs: &[Run],
+        frames: &Frames,
+        reused: &mut u64,
+    ) -> Result<bool> {
         let mut block = vec![0; BLOCK_LEN];
         for run in runs {
             for i in 0..run.len {
                 let carried = run.carried + i;
-                match self.plan.reuse.place(carried) {
+                match self.reuse.place(carried) {
                     Place::Missing => return Ok(false),
                     Place::Target => {}
                     Place::Active(at) => {
-                        let read = self.active.read_at(at, &mut block);
+                        let read = active.read_at(at, &mut block);
                         if read.is_err() || frames.index.hash(carried) != Some(hash(&block)) {
                             log::debug!("byte {at} of the active slot changed; its block is fetched");
                             return Ok(false);
                         }
-                        self.put((run.block + i) * BLOCK, &block)?;
+                        work.put((run.block + i) * BLOCK, &block)?;
                     }
                 }
-                self.reused += BLOCK;
+                *reused += BLOCK;
             }
         }
         Ok(true)
     }
 
     /// Fetches a frame and writes the blocks of it that are not in place.
-    fn fetch(&mut self, number: u64, frames: &mut Frames, decoder: &mut Decoder) -> Result<()> {
-        let image_len = self.image_len;
-        let target = &mut *self.target;
+    fn fetch(
+        &self,
+        work: &mut Work<impl Disk>,
+        number: u64,
+        frames: &mut Frames,
+        decoder: &mut Decoder,
+    ) -> Result<()> {
+        let image_len = work.image_len;
+        let target = &mut *work.target;
         let mut recall = |run: Run, bytes: &mut [u8]| {
             read_image(target, image_len, run.block * BLOCK, bytes).doing(|| "read what was written")
         };
@@ -127,19 +153,91 @@ impl<T: Disk, A: Disk> Work<'_, T, A> {
             // Neighbours that are to be written are written together.
             let mut from = 0;
             for i in 0..=run.len {
-                let stays = i == run.len || self.plan.reuse.place(run.carried + i) == Place::Target;
+                let stays = i == run.len || self.reuse.place(run.carried + i) == Place::Target;
                 if !stays {
                     continue;
                 }
                 let piece = usize::try_from(from * BLOCK).ok().zip(usize::try_from(i * BLOCK).ok());
                 let piece = piece.and_then(|(from, to)| bytes.get(from..to)).unwrap_or_default();
-                self.put((run.block + from) * BLOCK, piece)?;
+                work.put((run.block + from) * BLOCK, piece)?;
                 from = i + 1;
             }
         }
         Ok(())
     }
+}
 
+/// Writes what `delta` has of the missing blocks. What does not fit stays missing; so does everything that is left when the
+/// delta's server fails.
+///
+/// # Errors
+/// `Failed` if a slot cannot be written.
+pub fn use_delta(
+    reuse: &mut Reuse,
+    needed: &[usize],
+    delta: &mut Delta,
+    frames: &Frames,
+    target: &mut impl Disk,
+    active: &mut impl Disk,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<()> {
+    let mut buffers = Buffers::new()?;
+    let (image_len, index) = (frames.image_len, &frames.index);
+    let mut misfits = 0;
+    for number in needed {
+        let mut old = |block: u64, bytes: &mut [u8]| {
+            let inside =
+                usize::try_from(active.len_bytes().saturating_sub(block * BLOCK)).unwrap_or(usize::MAX);
+            let (inside, behind) = bytes.split_at_mut(inside.min(bytes.len()));
+            behind.fill(0);
+            active.read_at(block * BLOCK, inside)
+        };
+        let mut new = |run: Run, bytes: &mut [u8]| read_image(target, image_len, run.block * BLOCK, bytes);
+        let plain = match delta.decode(&mut buffers, index, *number, &mut old, &mut new) {
+            Ok(Some(plain)) => plain,
+            Ok(None) => {
+                misfits += 1;
+                continue;
+            }
+            Err(e) => {
+                log::warn!("delta: {e}; what is left comes from the bundle");
+                break;
+            }
+        };
+        let carried = delta.frames.get(*number).map(|f| f.carried.clone()).unwrap_or_default();
+        let mut work = Work { target, image_len };
+        let mut at = 0;
+        for range in carried {
+            for run in index.runs(range.clone()) {
+                let end = at + usize::try_from(run.len).unwrap_or(0) * BLOCK_LEN;
+                work.put(run.block * BLOCK, plain.get(at..end).unwrap_or_default())?;
+                at = end;
+            }
+            reuse.is_in_target(range);
+        }
+        progress(Progress {
+            done_bytes: 0,
+            total_bytes: image_len,
+            read_bytes: delta.meter().bytes.saturating_add(frames.meter().bytes),
+            reused_bytes: 0,
+        });
+    }
+    if misfits > 0 {
+        log::warn!(
+            "delta: {misfits} of {} frames do not fit the running slot; they come from the bundle",
+            needed.len()
+        );
+    }
+    Ok(())
+}
+
+/// The slot that is written.
+struct Work<'a, T> {
+    target: &'a mut T,
+    image_len: u64,
+}
+
+impl<T: Disk> Work<'_, T> {
     /// Writes whole blocks, without what the last of them has beyond the image.
     fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let inside = usize::try_from(self.image_len.saturating_sub(offset)).unwrap_or(usize::MAX);

@@ -18,7 +18,7 @@ mod journal;
 mod machine;
 mod reuse;
 
-pub use assemble::Plan;
+pub use assemble::{Plan, use_delta};
 pub use install::{Armed, Image, Install, Unbootable, Written};
 pub use journal::{FileJournal, JournalStore};
 #[cfg(test)]

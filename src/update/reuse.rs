@@ -3,8 +3,13 @@
 //!
 //! The disk itself is asked, block by block and by hash, so there is no record that could be wrong. Slots are only read.
 
+use std::ops::Range;
+
+use sha2::{Digest as _, Sha256};
+
 use crate::block::Disk;
-use crate::bundle::{BLOCK_LEN, Hash, Index, hash};
+use crate::bundle::{BLOCK_LEN, Hash, Index, Old, hash};
+use crate::model::Digest;
 use crate::{Error, Result};
 
 /// Bytes read in one go.
@@ -25,14 +30,16 @@ pub enum Place {
 }
 
 /// Where each carried block is. 4 bytes for each.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Reuse {
     places: Vec<u32>,
+    /// Whether the active slot begins with the image that was asked for.
+    pub old_is_there: bool,
 }
 
 impl Reuse {
-    /// Reads both slots and looks for the blocks of `index`, whose image has `image_len` bytes. `progress` is told the
-    /// bytes read so far.
+    /// Reads both slots and looks for the blocks of `index`, whose image has `image_len` bytes, and whether the active
+    /// slot still holds `old`. `progress` is told the bytes read so far.
     ///
     /// # Errors
     /// `Failed` if the target cannot be read. Blocks of the active slot that cannot be read count as missing.
@@ -41,11 +48,12 @@ impl Reuse {
         image_len: u64,
         target: &mut impl Disk,
         active: &mut impl Disk,
+        old: Option<&Old>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
         let carried = usize::try_from(index.carried())
             .map_err(|_| Error::failed("an image with more blocks than memory can list"))?;
-        let mut reuse = Self { places: vec![NOWHERE; carried] };
+        let mut reuse = Self { places: vec![NOWHERE; carried], old_is_there: false };
         let mut read = 0;
         reuse.look_in_target(index, image_len, target, &mut |n| {
             read += n;
@@ -53,7 +61,7 @@ impl Reuse {
         })?;
         let wanted = reuse.missing_by_hash(index);
         if !wanted.is_empty() {
-            reuse.look_in_active(index, &wanted, active, &mut |n| {
+            reuse.look_in_active(index, &wanted, active, old, &mut |n| {
                 read += n;
                 progress(read);
             });
@@ -75,6 +83,11 @@ impl Reuse {
         let count =
             |wanted: fn(&u32) -> bool| self.places.iter().filter(|p| wanted(p)).count() as u64 * BLOCK;
         (count(|p| *p == IN_TARGET), count(|p| *p < IN_TARGET))
+    }
+
+    /// Notes that blocks were put where they belong.
+    pub fn is_in_target(&mut self, carried: Range<u64>) {
+        carried.for_each(|c| self.put(c, IN_TARGET));
     }
 
     fn look_in_target(
@@ -124,8 +137,11 @@ impl Reuse {
         index: &Index,
         wanted: &[u32],
         active: &mut impl Disk,
+        old: Option<&Old>,
         progress: &mut dyn FnMut(u64),
     ) {
+        let mut identity = Sha256::new();
+        let old_blocks = old.map_or(0, |o| o.len_bytes.div_ceil(BLOCK));
         let filter = Filter::new(wanted.iter().filter_map(|c| index.hash((*c).into())));
         let mut buffer = vec![0; STEP];
         let whole = active.len_bytes() / BLOCK * BLOCK;
@@ -136,6 +152,9 @@ impl Reuse {
             if active.read_at(offset, bytes).is_ok() {
                 for (block, bytes) in (offset / BLOCK..).zip(bytes.chunks_exact(BLOCK_LEN)) {
                     let found = hash(bytes);
+                    if block < old_blocks {
+                        identity.update(found);
+                    }
                     if filter.may_hold(&found)
                         && let Ok(block) = u32::try_from(block)
                     {
@@ -146,6 +165,8 @@ impl Reuse {
             offset += len as u64;
             progress(len as u64);
         }
+        let identity = Digest(identity.finalize().into());
+        self.old_is_there = old.is_some_and(|o| o.digest == identity);
     }
 
     /// Notes that a block with this hash is in the active slot, for all blocks of the image that have it.

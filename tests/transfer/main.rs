@@ -63,6 +63,23 @@ impl Bench {
     }
 }
 
+impl Bench {
+    /// The delta from `old` to the bundle that was made last.
+    fn delta(&self, old: &[u8]) -> Vec<u8> {
+        let old = self.file("old", old);
+        let [to, out] = ["bundle", "delta"].map(|n| self.dir.path().join(n).to_str().unwrap().to_owned());
+        let made = twinhull(&["bundle", "delta", "--from", &old, "--to", &to, "--level", "9", "-o", &out]);
+        assert!(made.status.success(), "{}", outcome(&made).1);
+        fs::read(&out).unwrap()
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
 fn install(device: &Device, url: &str, more: &[&str]) -> Output {
     device.twinhull(&[&["install", "--json", url], more].concat())
 }
@@ -181,6 +198,116 @@ fn blocks_of_the_running_slot_are_reused_wherever_they_are() {
     assert_installed(&device, &output, &image);
     assert!(server.sent() - sent <= fetch);
     assert!(device.slots()[0] == slot_a, "the active slot changed");
+}
+
+/// An image that is `old` with small changes everywhere in every `every`th block, so that no block of those is found.
+fn edited(old: &[u8], every: usize) -> Vec<u8> {
+    let mut image = old.to_vec();
+    for (number, block) in image.chunks_mut(4096).enumerate().filter(|(n, _)| n % every == 0) {
+        let at = 100 + number % 3000;
+        block[at..at + 8].copy_from_slice(&(number as u64).to_le_bytes());
+    }
+    image
+}
+
+#[test]
+fn a_delta_brings_what_the_old_image_lacks_and_the_bundle_the_rest() {
+    let bench = Bench::new();
+    let device = bench.device();
+    let old = device.slots()[0].clone();
+    let image = edited(&old, 3);
+    let bundle = bench.bundle(&image);
+    let delta = bench.delta(&old);
+    assert!(delta.len() < bundle.len() / 10, "{} of {}", delta.len(), bundle.len());
+    let [server, other] = [&bundle, &delta].map(|file| Server::start(file.clone(), Vice::None));
+    let told = event(&install(&device, &server.url, &["--explain", "--delta", &other.url]), "explain");
+    let fetch = told["fetch_bytes"].as_u64().unwrap();
+    assert!(fetch < 200_000, "{told}");
+    let (before, without) = (server.sent() + other.sent(), install(&device, &server.url, &["--explain"]));
+    assert!(event(&without, "explain")["fetch_bytes"].as_u64().unwrap() > 1_000_000);
+    let before = before.max(server.sent() + other.sent());
+    let limit = fetch.to_string();
+    let output = install(&device, &server.url, &["--delta", &other.url, "--max-download", &limit]);
+    assert_installed(&device, &output, &image);
+    assert!(server.sent() + other.sent() - before <= fetch);
+    assert!(!outcome(&output).1.contains("delta:"), "{}", outcome(&output).1);
+
+    // The bundle in a file, the delta too: the same.
+    let device = bench.device();
+    let [file, other] = [("b", &bundle), ("d", &delta)].map(|(name, bytes)| bench.file(name, bytes));
+    let output = install(&device, &file, &["--delta", &other]);
+    assert_installed(&device, &output, &image);
+}
+
+#[test]
+fn where_the_running_slot_differs_from_the_old_image_the_bundle_steps_in() {
+    let bench = Bench::new();
+    let device = bench.device();
+    let mut old = device.slots()[0].clone();
+    let image = edited(&old, 3);
+    let [bundle, delta] = [bench.bundle(&image), bench.delta(&old)];
+    // Somebody wrote to the running root since.
+    for block in [10, 11, 831, 951] {
+        old[block * 4096..(block + 1) * 4096].fill(9);
+    }
+    fs::write(device.path("dev/vda2"), &old).unwrap();
+    let [server, other] = [&bundle, &delta].map(|file| Server::start(file.clone(), Vice::None));
+    let output = install(&device, &server.url, &["--delta", &other.url]);
+    assert_installed(&device, &output, &image);
+    assert!(outcome(&output).1.contains("they come from the bundle"), "{}", outcome(&output).1);
+    assert!(server.sent() < bundle.len() as u64 / 2, "{} of {}", server.sent(), bundle.len());
+    // With a limit, only what is sure to fit is counted on.
+    let device = bench.device();
+    fs::write(device.path("dev/vda2"), &old).unwrap();
+    let before = device.slots();
+    let output = install(&device, &server.url, &["--delta", &other.url, "--max-download", "300K"]);
+    assert_eq!(outcome(&output).0, 3, "{}", outcome(&output).1);
+    assert!(device.slots() == before);
+}
+
+#[test]
+fn damaged_deltas_cost_only_the_bundle() {
+    let bench = Bench::new();
+    let device = bench.device();
+    let old = device.slots()[0].clone();
+    let image = edited(&old, 3);
+    let [bundle, delta] = [bench.bundle(&image), bench.delta(&old)];
+    let server = Server::start(bundle, Vice::None);
+    let table = u64::from_le_bytes(delta[88..96].try_into().unwrap()) as usize;
+    let flipped = |at: usize| {
+        let mut bad = delta.clone();
+        bad[at] ^= 0x11;
+        bad
+    };
+    let other_bundle = {
+        bench.bundle(&pattern(1 << 20, 77));
+        bench.delta(&old)
+    };
+    let cases = [
+        ("nothing", Vec::new()),
+        ("no delta", b"<html>".repeat(100)),
+        ("for another bundle", other_bundle),
+        ("magic", flipped(0)),
+        ("old image", flipped(60)),
+        ("table", flipped(96 + 4)),
+        ("a run", flipped(96 + 12)),
+        ("last of the table", flipped(96 + table - 1)),
+        ("frame", flipped(96 + table + 30)),
+        ("cut in the header", delta[..50].to_vec()),
+        ("cut in the table", delta[..100].to_vec()),
+        ("cut in the frames", delta[..delta.len() - 10].to_vec()),
+    ];
+    for (name, bad) in cases {
+        let device = bench.device();
+        let output = install(&device, &server.url, &["--delta", &bench.file("bad", &bad)]);
+        assert!(!outcome(&output).1.contains("panicked"), "{name}: {}", outcome(&output).1);
+        assert_installed(&device, &output, &image);
+    }
+    for vice in [Vice::Corrupts, Vice::Stalls(6000), Vice::Lies, Vice::NoParts] {
+        let device = bench.device();
+        let other = Server::start(delta.clone(), vice);
+        assert_installed(&device, &install(&device, &server.url, &["--delta", &other.url]), &image);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use lexopt::prelude::*;
 
 use super::Percent;
 use crate::bundle::Signature;
+use crate::bundle::delta_pack;
 use crate::bundle::pack::{self, Recipe};
 use crate::bundle::sign::{self, Signer};
 use crate::cli::{Context, usage};
@@ -216,6 +217,42 @@ fn add(bundle: &Path, signers: &[Signer], imported: Option<&(PathBuf, PathBuf)>)
     })?;
     let by: Vec<String> = all.iter().map(|s| s.id().to_string()).collect();
     sys::out::line(&format!("{}: signed by {}", bundle.display(), by.join(", ")));
+    Ok(0)
+}
+
+/// `bundle delta`
+pub(super) fn delta(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
+    let wrong = usage("bundle");
+    let (mut from, mut to, mut out): (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>) = (None, None, None);
+    let mut level = 19;
+    while let Some(arg) = parser.next().map_err(&wrong)? {
+        match arg {
+            Long("from") => from = Some(parser.value().map_err(&wrong)?.into()),
+            Long("to") => to = Some(parser.value().map_err(&wrong)?.into()),
+            Long("output") | Short('o') => out = Some(parser.value().map_err(&wrong)?.into()),
+            Long("level") => level = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
+            other => return Err(wrong(other.unexpected())),
+        }
+    }
+    let (from, to, out) = (needed(from, "--from")?, needed(to, "--to")?, needed(out, "--output")?);
+    if !(1..=22).contains(&level) {
+        return Err(Error::usage(format!("bundle delta: --level {level}: 1 to 22")));
+    }
+    let mut shown = Percent::default();
+    let made = delta_pack::create(&from, &to, &out, level, &mut |done, of| shown.show("packed", done, of));
+    shown.end();
+    let made = made?;
+    sys::out::line(&if context.json {
+        serde_json::json!({ "delta": out, "len_bytes": made.len_bytes, "missing_blocks": made.missing_blocks })
+            .to_string()
+    } else {
+        format!(
+            "{}: {} bytes for {} blocks that the old image lacks",
+            out.display(),
+            made.len_bytes,
+            made.missing_blocks
+        )
+    });
     Ok(0)
 }
 
