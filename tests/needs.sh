@@ -1,20 +1,30 @@
 # What the commands of this project need on a Debian 12 machine; sourced by tests/run and qemu/run.
 
-# Installs Debian packages that are not there yet.
-need_packages() {
-    local missing=() package
+# Which of these Debian packages are not there yet.
+missing_packages() {
+    local package
     for package in "$@"; do
-        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || echo "$package"
     done
-    [ ${#missing[@]} -eq 0 ] && return
+}
+
+# Installs packages; options of apt-get may be among them.
+install_packages() {
     if [ "$(id -u)" -ne 0 ]; then
-        echo "these packages are missing; install them or run this as root: ${missing[*]}" >&2
+        echo "these packages are missing; install them or run this as root: $*" >&2
         exit 1
     fi
-    echo "installing ${missing[*]}" >&2
+    echo "installing $*" >&2
     apt-get -qq -o DPkg::Lock::Timeout=600 update >&2
     DEBIAN_FRONTEND=noninteractive \
-        apt-get -qq -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "${missing[@]}" >/dev/null
+        apt-get -qq -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "$@" >/dev/null
+}
+
+# Installs Debian packages that are not there yet.
+need_packages() {
+    local missing
+    mapfile -t missing < <(missing_packages "$@")
+    [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
 }
 
 # Demands Rust 1.88 or newer, which Debian 12 does not package.
@@ -36,22 +46,14 @@ need_target() {
 # installed in an older version, Debian's own would also do, but one version for all is easier to trust. The mirror is
 # that of the machine's own package sources.
 need_qemu() {
-    local missing=() package mirror list=/etc/apt/sources.list.d/twinhull-backports.list
-    for package in "$@"; do
-        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
-    done
+    local missing mirror list=/etc/apt/sources.list.d/twinhull-backports.list
+    mapfile -t missing < <(missing_packages "$@")
     [ ${#missing[@]} -eq 0 ] && return
-    if [ "$(id -u)" -ne 0 ]; then
-        echo "these packages are missing; install them or run this as root: ${missing[*]}" >&2
-        exit 1
-    fi
-    echo "installing ${missing[*]}" >&2
     if ! apt-get indextargets --format '$(RELEASE)' 'Created-By: Packages' | grep -q '^bookworm-backports$'; then
         mirror=$(apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
             sed -n 's/^bookworm //p' | head -n1)
-        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:?no sources of bookworm} bookworm-backports main" >"$list"
+        : "${mirror:?the package sources of this machine have no bookworm}"
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror bookworm-backports main" >"$list"
     fi
-    apt-get -qq -o DPkg::Lock::Timeout=600 update >&2
-    DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 install -y --no-install-recommends \
-        --target-release bookworm-backports "${missing[@]}" >/dev/null
+    install_packages --target-release bookworm-backports "${missing[@]}"
 }

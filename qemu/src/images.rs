@@ -13,6 +13,8 @@ pub const FIRST_VERSION: &str = "1.0.0";
 /// The supervisor's image, as `qemu/image/device/supervisor.conf` names it.
 const SUPERVISOR: &str = "lab/supervisor:1.0.0";
 const PROGRAMS: &str = "target/x86_64-unknown-linux-musl/release";
+/// The build host's twinhull, which can make bundles.
+const BUILD_HOST: &str = "target/debug/twinhull";
 const CACHE: &str = "target/lab";
 
 /// What is wrong with an OS version.
@@ -114,7 +116,7 @@ impl Lab {
     pub fn bundle(&self, root: &Path, version: &str) -> Outcome<u64> {
         let out = self.bundles().join(format!("{version}.bundle"));
         // A low level: in the lab the time to make a bundle counts for more than its size.
-        run(Command::new(program("twinhull"))
+        run(Command::new(BUILD_HOST)
             .args([
                 "--quiet",
                 "bundle",

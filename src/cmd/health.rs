@@ -113,11 +113,11 @@ fn unit_is_active(unit: &str) -> std::result::Result<(), String> {
     // What the unit itself said, not what systemd says of it.
     let own = format!("_SYSTEMD_UNIT={unit}");
     let lines = run("journalctl", &["--no-pager", "--output=cat", "--boot", "--lines=3", &own])?;
+    // A unit that systemd started several times says the same each time.
+    let mut said: Vec<&str> = lines.output.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    said.dedup();
     let state = format!("{} ({})", state.output.trim(), show.output.trim().replace('\n', " "));
-    Err(match lines.output.trim() {
-        "" => state,
-        said => format!("{state}: {said}"),
-    })
+    Err(if said.is_empty() { state } else { format!("{state}: {}", said.join("\n")) })
 }
 
 /// What is true of this system now, to be asked of the next one.
