@@ -207,7 +207,7 @@ mod tests {
             "{e}"
         );
         // One that is full, and lacks the line for the tries.
-        let full = [&SETTLED[..], "#".repeat(512 - SETTLED.len() - 1).as_bytes(), b"\n"].concat();
+        let full = [SETTLED, "#".repeat(512 - SETTLED.len() - 1).as_bytes(), b"\n"].concat();
         let full =
             String::from_utf8(full).unwrap().replace("# twinhull: tries_left=0", "#23456789012345678901234");
         let mut full = chooser(full.as_bytes());
