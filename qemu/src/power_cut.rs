@@ -265,6 +265,8 @@ fn wait_for(device: &mut Device, moment: Moment) -> Outcome {
         }
         Moment::Journal(text) => {
             device.booted()?;
+            // The login would take the terminal away from journalctl.
+            device.console_shell()?;
             device.start("journalctl -b -f -n all -o cat -u twinhull-resume >/dev/ttyS0 2>&1")?;
             device.console(text, BOOT).map(drop)
         }
