@@ -159,6 +159,17 @@ impl BootedDisk {
         self.partitions.iter().find(|p| p.label == label)
     }
 
+    /// The state partition of an MBR, which has no names, if its file system is so damaged that it has lost its label:
+    /// the one right before the data partition, both logical, which holds nothing that is known. `None` where there is
+    /// any doubt.
+    pub fn state_without_label(&self) -> Option<Partition> {
+        let data = self.partition(label::DATA)?.number;
+        let found = self.partitions.iter().find(|p| p.number + 1 == data)?;
+        let lost = matches!(self.table, Table::Mbr(_)) && found.number >= 5 && found.file_system.is_none();
+        let state = Partition { label: label::STATE.into(), ..found.clone() };
+        (lost && self.partition(label::STATE).is_none()).then_some(state)
+    }
+
     /// The partition with a label.
     ///
     /// # Errors

@@ -25,12 +25,15 @@ In an initramfs this program is /init and needs no options. It mounts /proc, /sy
 modules that /modules/order lists (one file per line), waits for the disk of root=, grows the data partition,
 mounts the root read-only with /mnt/boot, /mnt/state and /mnt/data, binds what must persist, and starts the next
 init. An error is shown on the console, kept in /mnt/state/twinhull/boot-failed and ends in a reboot, so that the
-boot counter counts it.
+boot counter counts it. If the initramfs has a file /development, as only that of a development image may, a rescue shell is
+offered on the console for 10 s first.
 
 On the kernel's command line:
   root=PARTUUID=…|PARTLABEL=…|LABEL=…|UUID=…|/dev/…   the root partition; its disk holds all others
   rootwait=SECONDS   how long to wait for that disk (30)
   rootfstype=TYPE    rootflags=OPTIONS   how to mount the root
+  fsck.mode=force|skip   check state and data in any case, or never; a bare fsck is force
+  emergency          nothing is grown, reset or made anew; systemd takes this word too and stops for repair
   init=PATH          the next init; else twinhull.next=PATH, else init.next of the settings (/sbin/init)
 ";
 

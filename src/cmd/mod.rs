@@ -12,6 +12,7 @@ pub mod init;
 mod install;
 mod progress;
 mod provision;
+mod reset;
 mod resume;
 mod rollback;
 mod status;
@@ -29,6 +30,7 @@ pub const COMMANDS: &[Command] = &[
     health::COMMAND,
     commit::COMMAND,
     rollback::COMMAND,
+    reset::COMMAND,
     init::COMMAND,
     provision::COMMAND,
     config::COMMAND,

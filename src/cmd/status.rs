@@ -7,6 +7,7 @@ use crate::cli::{Command, Context};
 use crate::config::{ConfigJson, Origin, damaged_texts, keys};
 use crate::model::phase::Phase;
 use crate::model::record::{Ended, State};
+use crate::model::{BOOT_NOTES, LASTING_NOTES, RESET_REQUEST};
 use crate::{Error, Result, provision, sys};
 
 pub(super) const COMMAND: Command = Command {
@@ -29,7 +30,7 @@ contradict each other, else 0.
 
 With --json: {os: {version, slot}, device: {type, arch, uuid}, boot: {chooser, primary, trial: null | {slot, tries_left}},
 phase, update: {state, last: null | {result, target, release, reason}}, provision, supervisor,
-config: {last_good_copy, problems: [..], damaged_texts: [..]}, problems: [..]}
+config: {last_good_copy, problems: [..], damaged_texts: [..]}, boot_notes: {this_boot: [..], lasting: [..]}, problems: [..]}
 ";
 
 /// What a status consists of: each part is there, or the reason why it is not.
@@ -48,6 +49,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     report.os(context, host.as_ref().ok());
     report.device(context);
     report.config(context);
+    report.boot_notes(context);
     match &host {
         Ok(host) => report.update(host),
         Err(e) => report.problem(e.clone()),
@@ -127,6 +129,24 @@ impl Report {
             json!({"last_good_copy": last_good, "problems": found, "damaged_texts": kept}),
         );
         found.into_iter().for_each(|text| self.problem(Error::failed(text)));
+    }
+
+    /// What PID 1 left to be told.
+    fn boot_notes(&mut self, context: &Context) {
+        let read = |path: &str| {
+            let text = sys::file::read_text(&context.root.path(path), 64 * 1024).unwrap_or_default();
+            text.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let (now, lasting) = (read(BOOT_NOTES), read(LASTING_NOTES));
+        if !lasting.is_empty() {
+            let text = lasting.join("; ");
+            self.lines.push(format!("Boot notes  {text} (remove {LASTING_NOTES} when read)"));
+        }
+        if context.root.path(RESET_REQUEST).exists() {
+            self.lines.push("Reset       requested for the next boot; `twinhull reset` says of what".into());
+        }
+        self.json.insert("boot_notes".into(), json!({"this_boot": now, "lasting": lasting}));
+        now.into_iter().for_each(|text| self.problem(Error::failed(text)));
     }
 
     fn update(&mut self, host: &Host) {

@@ -3,12 +3,13 @@
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
-use super::{data, failure, find, mounts, persist};
+use super::doctor::{Health, Role};
+use super::notes::Notes;
+use super::{data, failure, find, mounts, persist, reset};
 use crate::block::{BootedDisk, ROOT_DEVICE_NOTE, label};
 use crate::config::Settings;
 use crate::model::Cmdline;
 use crate::sys::clock::{BootClock, Clock};
-use crate::sys::mount::MountFlags;
 use crate::{Result, Root, sys};
 
 const SYSROOT: &str = "/sysroot";
@@ -35,24 +36,44 @@ fn boot() -> Result<Infallible> {
     let sysroot = Root::new(SYSROOT);
     sys::switch_root::make_dir(Path::new(SYSROOT))?;
     // Before anything of the disk is mounted; if it cannot be done, the device still works with what it has.
-    let data = data::grow_partition(&disk).or_else(|e| {
-        log::warn!("{e}; the boot goes on with the old size");
-        disk.required(label::DATA).cloned()
-    })?;
+    let data = match cmdline.emergency() {
+        true => disk.required(label::DATA).cloned()?,
+        false => data::grow_partition(&disk).or_else(|e| {
+            log::warn!("{e}; the boot goes on with the old size");
+            disk.required(label::DATA).cloned()
+        })?,
+    };
 
     mounts::root(disk.slot_partition(disk.slot())?, &cmdline, Path::new(SYSROOT))?;
     let settings = Settings::load(&sysroot, None)?;
-    let state = mounts::ext4(disk.required(label::STATE)?, "/mnt/state", MountFlags::NOATIME, &sysroot)?;
-    failure::state_is_mounted(&state);
+    let state = match disk.state_without_label() {
+        Some(state) => state,
+        None => disk.required(label::STATE)?.clone(),
+    };
+    let health = mounts::ext4(&state, "/mnt/state", Role::State, &cmdline, &sysroot)?;
+    failure::state_is_mounted(&sysroot.path("/mnt/state"));
+    let mut notes = Notes::default();
+    notes.add(label::STATE, &health);
     mounts::boot(disk.required(label::BOOT)?, &sysroot)?;
-    let data_dir = mounts::ext4(&data, "/mnt/data", MountFlags::NOATIME, &sysroot)?;
-    if let Err(e) = data::grow_file_system(&data, &data_dir) {
-        log::warn!("{e}; the boot goes on with the old size");
+    let health = mounts::ext4(&data, "/mnt/data", Role::Data, &cmdline, &sysroot)?;
+    notes.add(label::DATA, &health);
+    let has_data = !matches!(health, Health::Lost(_));
+    if !cmdline.emergency() {
+        if has_data && let Err(e) = data::grow_file_system(&data, &sysroot.path("/mnt/data")) {
+            log::warn!("{e}; the boot goes on with the old size");
+        }
+        match reset::carry_out(&sysroot, has_data) {
+            Ok(emptied) => notes.emptied(&emptied),
+            Err(e) => notes.problem(&e.to_string()),
+        }
     }
+    notes.keep(&sysroot);
 
     persist::machine_id(&sysroot)?;
     persist::bind_all(&settings.init.persist, &sysroot)?;
-    bind_resin_data(&sysroot)?;
+    if has_data {
+        bind_resin_data(&sysroot)?;
+    }
     // A name is no reason to fail a boot.
     if let Err(e) = persist::host_name(&settings, &sysroot) {
         log::warn!("host name: {e}");

@@ -7,11 +7,15 @@ use std::time::Duration;
 use crate::model::{BOOT_FAILURE, BootFailure, BootId, Slot};
 use crate::sys::clock::{BootClock, Clock};
 use crate::sys::mount::MountFlags;
-use crate::{Doing, Error, Result, sys};
+use crate::{Doing, Error, Result, Root, sys};
 
 /// How long the reason stays on the console.
 const READABLE: Duration = Duration::from_secs(3);
 const STATE: &str = "/mnt/state";
+/// A file that the initramfs of a development image has, and no other.
+const DEVELOPMENT: &str = "/development";
+/// How long the offer of a rescue shell stands: a device on a desk must come back by itself, too.
+const RESCUE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is known by now. The panic hook needs it too, so it cannot be a value that is passed on.
 static KNOWN: Mutex<Known> = Mutex::new(Known { slot: None, state: None });
@@ -61,9 +65,36 @@ pub(super) fn end(reason: &str) -> ! {
         Ok(()) => sys::kmsg::alert("the reason is kept on the state partition; restarting"),
         Err(e) => sys::kmsg::alert(&format!("the reason is not kept: {e}; restarting")),
     }
+    rescue();
     sys::switch_root::remount_read_only();
     BootClock.sleep(READABLE);
     sys::power::reboot_now()
+}
+
+/// On development images only: a shell, if somebody presses a key; else the machine goes on to restart by itself.
+fn rescue() {
+    if !Path::new(DEVELOPMENT).exists() {
+        return;
+    }
+    let Some((shell, root)) = shell_in(Path::new("/"), Path::new("/sysroot")) else {
+        return sys::kmsg::alert("no rescue shell: neither the initramfs nor the root has /bin/sh");
+    };
+    let offered = sys::rescue::console()
+        .and_then(|console| sys::rescue::offer_shell(&console, shell, root, RESCUE_PATIENCE));
+    if let Err(e) = offered {
+        sys::kmsg::alert(&e.to_string());
+    }
+}
+
+/// The shell, and the root to run it in: the initramfs's own, else that of the root, if it is mounted by now.
+fn shell_in<'a>(initramfs: &Path, sysroot: &'a Path) -> Option<(&'static Path, Option<&'a Path>)> {
+    let shell = Path::new("/bin/sh");
+    let has = |root: &Path| Root::new(root).path(shell).symlink_metadata().is_ok();
+    match (has(initramfs), has(sysroot)) {
+        (true, _) => Some((shell, None)),
+        (false, true) => Some((shell, Some(sysroot))),
+        (false, false) => None,
+    }
 }
 
 fn keep(slot: Option<Slot>, state: Option<State>, reason: &str) -> Result<()> {
@@ -86,4 +117,24 @@ fn keep(slot: Option<Slot>, state: Option<State>, reason: &str) -> Result<()> {
         sys::durable::create_dir(parent)?;
     }
     sys::durable::replace(&path, note.to_text().as_bytes(), 0o644).doing(|| "keep the reason")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_initramfs_goes_before_the_root_and_without_a_shell_there_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let [initramfs, sysroot] = ["initramfs", "sysroot"].map(|d| dir.path().join(d));
+        let shell = Path::new("/bin/sh");
+        assert_eq!(shell_in(&initramfs, &sysroot), None);
+        sys::durable::create_dir(&sysroot.join("bin")).unwrap();
+        // As in most roots: a link that means something only inside of it.
+        std::os::unix::fs::symlink("/bin/busybox.nosuid", sysroot.join("bin/sh")).unwrap();
+        assert_eq!(shell_in(&initramfs, &sysroot), Some((shell, Some(sysroot.as_path()))));
+        sys::durable::create_dir(&initramfs.join("bin")).unwrap();
+        sys::durable::replace(&initramfs.join("bin/sh"), b"", 0o755).unwrap();
+        assert_eq!(shell_in(&initramfs, &sysroot), Some((shell, None)));
+    }
 }

@@ -2,8 +2,8 @@
 //!
 //! The initramfs holds this one program as `/init`, and kernel modules in `/modules` if the kernel needs any to
 //! reach its root. The steps, in order: kernel file systems and log; modules; the disk of `root=`; the last
-//! partition grown in the table; the root read-only on `/sysroot`; boot, state and data in it, checked when they
-//! cannot be mounted; ext4 grown; machine id and what must persist bound over the root; switch root; the next
+//! partition grown in the table; the root read-only on `/sysroot`; boot, state and data in it, checked and repaired when
+//! they cannot be mounted (`doctor`); a factory reset, if one is asked for; ext4 grown; machine id and what must persist bound over the root; switch root; the next
 //! init.
 //!
 //! # Laws
@@ -14,11 +14,14 @@
 
 mod boot;
 mod data;
+mod doctor;
 mod failure;
 mod find;
 mod mounts;
+mod notes;
 mod persist;
 mod preview;
+mod reset;
 mod size;
 
 pub use boot::run;

@@ -1,16 +1,17 @@
 //! The mounts of the running system, made under the new root.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
+use super::doctor::{self, Health, Means, Patient, Role};
 use crate::block::{FileDisk, FileSystemKind, Partition, probe};
 use crate::model::Cmdline;
+use crate::sys::command::Outcome;
 use crate::sys::mount::MountFlags;
 use crate::{Doing, Error, Result, Root, sys};
 
 /// A check of a large data partition on a slow card takes minutes, not more.
 const CHECK_DEADLINE: Duration = Duration::from_secs(900);
-const CHECKER: &str = "/sbin/e2fsck";
 
 /// The kernel's own file systems: source, directory, type, flags, options.
 const KERNEL: [(&str, &str, MountFlags, &str); 4] = [
@@ -85,25 +86,29 @@ pub(super) fn boot(partition: &Partition, sysroot: &Root) -> Result<()> {
         .doing(|| partition.label.clone())
 }
 
-/// Mounts an ext4 partition at a directory of the root; checks it first if it is marked as damaged, and after a
-/// failure, with the root's own `e2fsck -p`, which changes only what is safe to change.
+/// Mounts an ext4 partition at a directory of the root, checked and repaired with the root's own tools as `doctor` says.
 ///
 /// # Errors
-/// `Failed`, with what the kernel and the checker said.
-pub(super) fn ext4(partition: &Partition, at: &str, flags: MountFlags, sysroot: &Root) -> Result<PathBuf> {
+/// As [`doctor::bring_up`].
+pub(super) fn ext4(
+    partition: &Partition,
+    at: &str,
+    role: Role,
+    cmdline: &Cmdline,
+    sysroot: &Root,
+) -> Result<Health> {
     let target = sysroot.path(at);
-    let doing = || partition.label.clone();
-    let try_once = || sys::mount::mount(&partition.device, &target, "ext4", flags, "");
-    if marked_damaged(partition) {
-        log::warn!("{}: the file system is marked as damaged", partition.label);
-        check(partition, sysroot).doing(doing)?;
-        try_once().doing(doing)?;
-    } else if let Err(e) = try_once() {
-        log::warn!("{}: {e}", partition.label);
-        check(partition, sysroot).doing(doing)?;
-        try_once().doing(doing)?;
-    }
-    Ok(target)
+    let mount = || sys::mount::mount(&partition.device, &target, "ext4", MountFlags::NOATIME, "");
+    let run = |program: &str, args: &[&str]| in_root(sysroot, program, args);
+    let patient = Patient {
+        label: &partition.label,
+        device: &partition.device,
+        role,
+        marked: marked_damaged(partition),
+        fsck: cmdline.fsck(),
+        may_remake: !cmdline.emergency(),
+    };
+    doctor::bring_up(&patient, &Means { run: &run, mount: &mount })
 }
 
 fn marked_damaged(partition: &Partition) -> bool {
@@ -113,26 +118,13 @@ fn marked_damaged(partition: &Partition) -> bool {
     superblock.ok().flatten().is_some_and(|s| s.needs_check)
 }
 
-/// Runs the root's file system checker with the device nodes in its reach.
-fn check(partition: &Partition, sysroot: &Root) -> Result<()> {
+/// Runs a program of the root with the device nodes in its reach.
+fn in_root(sysroot: &Root, program: &str, args: &[&str]) -> Result<Outcome> {
     let dev = sysroot.path("/dev");
     sys::mount::bind(Path::new("/dev"), &dev)?;
-    let device = partition.device.to_string_lossy();
-    let outcome =
-        sys::command::run_in_root(&sysroot.path("/"), Path::new(CHECKER), &["-p", &device], CHECK_DEADLINE);
+    let outcome = sys::command::run_in_root(&sysroot.path("/"), Path::new(program), args, CHECK_DEADLINE);
     sys::mount::detach(&dev)?;
-    let outcome = outcome?;
-    let said: Vec<_> = outcome.output.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-    for line in &said {
-        log::info!("e2fsck: {line}");
-    }
-    // 1 and 2: repaired. e2fsck asks for a reboot with 2 only for a mounted root.
-    if matches!(outcome.ending.as_str(), "exit 0" | "exit 1" | "exit 2") {
-        return Ok(());
-    }
-    // What is wrong comes first, advice for people with a shell after it.
-    let why = said.first().unwrap_or(&"no output");
-    Err(Error::failed(format!("{CHECKER} -p {device}: {}: {why}", outcome.ending)))
+    outcome
 }
 
 #[cfg(test)]

@@ -5,6 +5,12 @@ use super::{BootId, Slot};
 /// Where the note is kept, as a path of the host.
 pub const BOOT_FAILURE: &str = "/mnt/state/twinhull/boot-failed";
 
+/// What PID 1 could not do in this boot, one line each: a problem for as long as the boot lasts.
+pub const BOOT_NOTES: &str = "/run/twinhull/boot-notes";
+
+/// What PID 1 had to do once and for all, one line each; whoever has read it removes the file.
+pub const LASTING_NOTES: &str = "/mnt/state/twinhull/boot-notes";
+
 /// One boot that did not reach the root's own init.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootFailure {

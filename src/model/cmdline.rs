@@ -48,11 +48,45 @@ impl Cmdline {
         RootSpec::parse(text)
     }
 
+    /// Whether `name` is there as a word of its own, without a value.
+    pub fn has(&self, name: &str) -> bool {
+        let name = name.replace('-', "_");
+        self.0.iter().any(|(n, v)| *n == name && v.is_none())
+    }
+
+    /// Whether file systems are to be checked: `fsck.mode=force` or `skip` as systemd has it, or a bare `fsck`.
+    pub fn fsck(&self) -> Fsck {
+        match self.value("fsck.mode") {
+            Some("force") => Fsck::Force,
+            Some("skip") => Fsck::Skip,
+            Some(_) | None if self.has("fsck") => Fsck::Force,
+            Some(_) | None => Fsck::Auto,
+        }
+    }
+
+    /// Whether somebody wants to look at a broken system (`emergency`, which systemd takes as well): then nothing is
+    /// grown, reset or made anew.
+    pub fn emergency(&self) -> bool {
+        self.has("emergency")
+    }
+
     /// How long to wait for the root's disk: `rootwait=SECONDS`. A bare `rootwait`, which the kernel takes as
     /// "for ever", is `None`: a device that waits for ever never comes back.
     pub fn rootwait(&self) -> Option<Duration> {
         self.value("rootwait").and_then(|s| s.parse().ok()).map(Duration::from_secs)
     }
+}
+
+/// When file systems are checked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Fsck {
+    /// When they are marked as damaged, or cannot be mounted.
+    #[default]
+    Auto,
+    /// In any case.
+    Force,
+    /// Not at all.
+    Skip,
 }
 
 fn next(text: &str) -> (&str, &str) {
@@ -179,6 +213,22 @@ mod tests {
             ("", Err(())),
         ] {
             assert_eq!(RootSpec::parse(text).map_err(drop), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn words_that_ask_for_a_check_or_for_quiet() {
+        for (line, fsck, emergency) in [
+            ("quiet", Fsck::Auto, false),
+            ("fsck", Fsck::Force, false),
+            ("fsck.mode=force emergency", Fsck::Force, true),
+            ("fsck.mode=skip fsck", Fsck::Skip, false),
+            ("fsck.mode=auto", Fsck::Auto, false),
+            ("fsck=1 emergency=1 x.emergency", Fsck::Auto, false),
+            ("-- fsck emergency", Fsck::Auto, false),
+        ] {
+            let line = Cmdline::parse(line);
+            assert_eq!((line.fsck(), line.emergency()), (fsck, emergency), "{line:?}");
         }
     }
 

@@ -22,6 +22,7 @@ pub mod out;
 pub mod power;
 pub mod process;
 pub mod random;
+pub mod rescue;
 pub mod switch_root;
 pub mod termination;
 pub mod tls_date;

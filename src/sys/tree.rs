@@ -15,9 +15,7 @@ use crate::{Doing, Result};
 /// `Failed`, naming the path; `to` may then be there in part.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
     copy_entry(from, to)?;
-    let doing = || format!("flush {}", to.display());
-    let parent = to.parent().unwrap_or(to);
-    rustix::fs::syncfs(File::open(parent).doing(doing)?).doing(doing)
+    sync(to.parent().unwrap_or(to))
 }
 
 fn copy_entry(from: &Path, to: &Path) -> Result<()> {
@@ -44,6 +42,15 @@ fn copy_entry(from: &Path, to: &Path) -> Result<()> {
         fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777)).doing(doing)?;
     }
     Ok(())
+}
+
+/// Makes every change to the file system that holds `dir` durable.
+///
+/// # Errors
+/// `Failed`, naming the directory.
+pub fn sync(dir: &Path) -> Result<()> {
+    let doing = || format!("flush {}", dir.display());
+    rustix::fs::syncfs(File::open(dir).doing(doing)?).doing(doing)
 }
 
 /// Removes a file or tree; none is fine. Not durable by itself.

@@ -292,3 +292,31 @@ fn by_hand_without_dry_run_it_refuses() {
     assert_eq!(dry_run(&host, &["--nonsense"]).0, 2);
     assert!(Path::new("/proc").exists());
 }
+
+#[test]
+fn a_state_partition_that_lost_its_label_is_known_by_its_place_on_an_mbr_only() {
+    let without_state = |image: &Image| {
+        let mut image = image.clone();
+        image
+            .sectors
+            .retain(|at, _| !(20 * 2048..24 * 2048).contains(at) || at % 2048 == 0 && *at < 20 * 2048);
+        image
+    };
+    let find = |image: &Image| {
+        let host = Host::new("root=PARTUUID=1a2b3c4d-02");
+        host.plug("mmcblk0", image, 512, false);
+        host.find().unwrap().state_without_label().map(|p| (p.number, p.label))
+    };
+    assert_eq!(find(&mbr()), None, "its label is there");
+    let lost = without_state(&mbr());
+    assert_eq!(find(&lost), Some((5, "resin-state".into())));
+    // Something else lives there, or data is not known: no guess.
+    assert_eq!(find(&with_ext4(&lost, 20, "other")), None);
+    let mut no_data = lost.clone();
+    no_data.sectors.retain(|at, _| *at < 28 * 2048);
+    assert_eq!(find(&no_data), None);
+
+    let host = Host::new("root=PARTLABEL=resin-rootA");
+    host.plug("sda", &device(512), 512, false);
+    assert_eq!(host.find().unwrap().state_without_label(), None, "a GPT has names");
+}

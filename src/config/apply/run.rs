@@ -1,10 +1,12 @@
 //! Writing what differs, and telling the units behind it.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::topics::{Action, Facts, File, HOST_NAME, Topic, UDEV_MARK, UDEV_RULES, topics};
+use super::topics::{Action, Facts, File, HOST_NAME, Topic, UDEV_MARK, UDEV_RULES, UNITS, topics};
 use crate::config::{ConfigJson, Settings};
+use crate::sys::command;
 use crate::{Doing, Error, Result, Root, sys};
 
 const LIMIT_BYTES: u64 = 16 * 1024 * 1024;
@@ -40,8 +42,10 @@ pub enum Outcome {
 /// Makes the files of the host at `root`, and tells its daemons by `run`; `None`: nobody runs there to be told.
 pub fn apply(root: &Root, settings: &Settings, config: &ConfigJson, run: Option<&Runner>) -> Vec<Applied> {
     let facts = gather(root, settings);
+    let active = OnceCell::new();
+    let daemons = run.map(|run| Daemons { run, active: &active });
     let each = topics(config, &facts).into_iter().map(|(name, topic)| {
-        let outcome = topic.and_then(|topic| one(root, &topic, run));
+        let outcome = topic.and_then(|topic| one(root, &topic, daemons.as_ref()));
         Applied { topic: name, outcome: outcome.unwrap_or_else(|e| Outcome::Failed(e.to_string())) }
     });
     each.collect()
@@ -71,7 +75,7 @@ fn own_rules(root: &Root) -> Vec<PathBuf> {
     files.filter_map(|p| Some(Path::new(UDEV_RULES).join(p.file_name()?))).collect()
 }
 
-fn one(root: &Root, topic: &Topic, run: Option<&Runner>) -> Result<Outcome> {
+fn one(root: &Root, topic: &Topic, daemons: Option<&Daemons>) -> Result<Outcome> {
     let mut changed = Vec::new();
     for file in &topic.files {
         if write(root, file)? {
@@ -83,8 +87,8 @@ fn one(root: &Root, topic: &Topic, run: Option<&Runner>) -> Result<Outcome> {
     }
     let (mut told, mut problems) = (Vec::new(), Vec::new());
     for action in &topic.then {
-        let Some(run) = run else { break };
-        match act(root, action, run) {
+        let Some(daemons) = daemons else { break };
+        match act(root, action, daemons) {
             Ok(said) => told.extend(said),
             Err(e) => problems.push(e.to_string()),
         }
@@ -114,8 +118,9 @@ fn write(root: &Root, file: &File) -> Result<bool> {
 }
 
 /// Does it, if there is a need; the words for it if it was done.
-fn act(root: &Root, action: &Action, run: &Runner) -> Result<Option<String>> {
-    let is_active = |unit: &str| run(&["systemctl", "is-active", "--quiet", unit]).is_ok();
+fn act(root: &Root, action: &Action, daemons: &Daemons) -> Result<Option<String>> {
+    let run = |command: &[&str]| daemons.must(command);
+    let is_active = |unit: &str| daemons.is_active(unit);
     let job = |verb: &str, unit: &str| -> Result<Option<String>> {
         // Ours take as long to be ready as the network takes.
         let ours = verb == "restart" && unit.starts_with("twinhull-");
@@ -145,19 +150,43 @@ fn act(root: &Root, action: &Action, run: &Runner) -> Result<Option<String>> {
     }
 }
 
-/// Runs a program with its arguments; an error if it fails.
-pub type Runner<'a> = dyn Fn(&[&str]) -> Result<()> + 'a;
+/// Runs a program with its arguments.
+pub type Runner<'a> = dyn Fn(&[&str]) -> Result<command::Outcome> + 'a;
 
-/// The [`Runner`] of the host itself. `None` for another root, or if systemd does not run.
-pub fn runner(root: &Root) -> Option<impl Fn(&[&str]) -> Result<()>> {
-    let runs = root.is_host() && root.path("/run/systemd/system").is_dir();
-    runs.then_some(|command: &[&str]| {
-        let [program, args @ ..] = command else { return Ok(()) };
-        let outcome = sys::command::run(Path::new(program), args, DEADLINE)?;
+/// The service manager, asked once for what runs: at boot each question would cost as much as all of them.
+struct Daemons<'a> {
+    run: &'a Runner<'a>,
+    active: &'a OnceCell<Vec<&'static str>>,
+}
+
+impl Daemons<'_> {
+    fn must(&self, command: &[&str]) -> Result<()> {
+        let outcome = (self.run)(command)?;
         if outcome.success {
             return Ok(());
         }
         let said = outcome.output.lines().next().unwrap_or("no output").to_owned();
         Err(Error::failed(format!("{}: {said}", outcome.ending)).within(command.join(" ")))
+    }
+
+    /// Whether a unit of [`UNITS`] runs. Nobody to ask is nobody to tell.
+    fn is_active(&self, unit: &str) -> bool {
+        self.active.get_or_init(|| self.ask().unwrap_or_default()).contains(&unit)
+    }
+
+    /// One line for each unit, in their order; the exit code is that of the worst.
+    fn ask(&self) -> Result<Vec<&'static str>> {
+        let states = (self.run)(&[&["systemctl", "is-active"], UNITS].concat())?.output;
+        let each = UNITS.iter().zip(states.lines());
+        Ok(each.filter(|(_, state)| *state == "active").map(|(unit, _)| *unit).collect())
+    }
+}
+
+/// The [`Runner`] of the host itself. `None` for another root, or if systemd does not run.
+pub fn runner(root: &Root) -> Option<impl Fn(&[&str]) -> Result<command::Outcome>> {
+    let runs = root.is_host() && root.path("/run/systemd/system").is_dir();
+    runs.then_some(|words: &[&str]| {
+        let [program, args @ ..] = words else { return Err(Error::failed("no command")) };
+        command::run(Path::new(program), args, DEADLINE)
     })
 }

@@ -1,18 +1,19 @@
 //! What daemons are told, file by file, and that nobody is told what is not new.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{ConfigJson, Settings};
-use crate::{Error, Result, Root, sys};
+use crate::{Result, Root, sys};
 
 struct Host {
     _dir: tempfile::TempDir,
     root: Root,
     commands: RefCell<Vec<String>>,
+    asked: Cell<u32>,
 }
 
 impl Host {
@@ -23,22 +24,26 @@ impl Host {
             sys::durable::create_dir(&root.path(d)).unwrap();
         }
         sys::durable::replace(&root.path("/etc/ssl/certs/ca-certificates.crt"), b"IMAGE\n", 0o644).unwrap();
-        Self { _dir: dir, root, commands: RefCell::default() }
+        Self { _dir: dir, root, commands: RefCell::default(), asked: Cell::default() }
     }
 
     /// Applies; every unit but avahi runs.
     fn apply(&self, config: &Value) -> Vec<Applied> {
         self.commands.borrow_mut().clear();
+        self.asked.set(0);
         let config = ConfigJson::parse("config.json".into(), config.to_string().as_bytes()).unwrap();
-        let run = |command: &[&str]| -> Result<()> {
-            if command.contains(&"is-active") {
-                return match command.contains(&"avahi-daemon.service") {
-                    true => Err(Error::failed("inactive")),
-                    false => Ok(()),
-                };
+        let run = |command: &[&str]| -> Result<sys::command::Outcome> {
+            let mut output = String::new();
+            if let ["systemctl", "is-active", units @ ..] = command {
+                let state = |u: &&str| if *u == "avahi-daemon.service" { "inactive\n" } else { "active\n" };
+                output = units.iter().map(state).collect();
+                self.asked.set(self.asked.get() + 1);
+            } else {
+                self.commands.borrow_mut().push(command.join(" "));
             }
-            self.commands.borrow_mut().push(command.join(" "));
-            Ok(())
+            // As systemctl does if any of the units does not run.
+            let success = output.is_empty();
+            Ok(sys::command::Outcome { success, ending: "exit 3".into(), output })
         };
         apply(&self.root, &Settings::default(), &config, Some(&run))
     }
@@ -76,6 +81,7 @@ fn each_value_reaches_the_files_of_its_daemons_and_only_their_units() {
             vec![("/run/twinhull/hostname", Some("0123456\n"))],
             vec!["restart systemd-hostnamed.service"],
         ),
+        (json!({"uuid": "not/a/name"}), vec![("/run/twinhull/hostname", None)], vec![]),
         (
             json!({"persistentLogging": "true"}),
             vec![("/run/systemd/journald.conf.d/50-twinhull.conf", Some("[Journal]\nStorage=persistent\n"))],
@@ -179,8 +185,14 @@ fn each_value_reaches_the_files_of_its_daemons_and_only_their_units() {
         let host = Host::new();
         // As after a boot without the value: the defaults are told already.
         host.apply(&json!({}));
-        host.apply(&config);
+        let applied = host.apply(&config);
         assert_eq!(host.told(), told, "{config}");
+        assert!(host.asked.get() <= 1, "{config}");
+        for Applied { topic, outcome } in &applied {
+            let fine = matches!(outcome, Outcome::Same)
+                || matches!(outcome, Outcome::Changed { problems, .. } if problems.is_empty());
+            assert!(fine, "{topic}: {outcome:?}");
+        }
         for (path, content) in files {
             assert_eq!(host.read(path).as_deref(), content, "{config}: {path}");
         }
@@ -221,6 +233,25 @@ fn a_wrong_value_leaves_its_subject_as_it_is_and_the_others_go_on() {
     );
     assert_eq!(host.read("/run/twinhull/hostname").as_deref(), Some("good\n"));
     assert_eq!(host.read("/run/dnsmasq.servers").as_deref(), Some("server=10.0.0.9\n"));
+}
+
+#[test]
+fn every_unit_that_may_be_told_is_asked_after() {
+    let config =
+        ConfigJson::parse("c".into(), br#"{"uuid":"0123456789","apiKey":"k","apiEndpoint":"https://a"}"#);
+    let config = config.unwrap();
+    for (name, topic) in topics(&config, &Facts::default()) {
+        for action in topic.unwrap().then {
+            let (Action::Stop(unit)
+            | Action::Restart(unit)
+            | Action::Reload(unit)
+            | Action::Run { if_active: unit, .. }) = action
+            else {
+                continue;
+            };
+            assert!(topics::UNITS.contains(&unit), "{name}: {unit}");
+        }
+    }
 }
 
 #[test]

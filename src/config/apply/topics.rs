@@ -22,6 +22,24 @@ const CA_BUNDLE: &str = "/run/twinhull/ca/ca-certificates.crt";
 /// First line of our udev rules: what is ours is seen from the file itself.
 pub(super) const UDEV_MARK: &str = "# twinhull: os.udevRules of config.json\n";
 pub(super) const UDEV_RULES: &str = "/run/udev/rules.d";
+/// Every unit that an [`Action`] may ask after.
+pub(super) const UNITS: &[&str] = &[
+    "systemd-hostnamed.service",
+    "avahi-daemon.service",
+    "systemd-journald.service",
+    "var-log-journal.mount",
+    "chronyd.service",
+    "chrony.service",
+    "systemd-timesyncd.service",
+    "dnsmasq.service",
+    "systemd-resolved.service",
+    "systemd-udevd.service",
+    "NetworkManager.service",
+    "twinhull-engine-tcp.socket",
+    "twinhull-engine-tcp.service",
+    "twinhull-supervisor.service",
+    "twinhull-provision.service",
+];
 const JOURNAL: &str = "/mnt/data/root-overlay/var/log/journal";
 
 /// What of this host decides about the files.
@@ -128,7 +146,11 @@ pub fn host_name_of(config: &ConfigJson) -> Result<Option<String>> {
     checked(config, "hostname")?;
     match config.string("hostname")? {
         Some(name) => Ok(Some(name)),
-        None => Ok(config.uuid()?.and_then(|u| u.get(..7).map(str::to_owned))),
+        None => {
+            let digits = config.uuid()?.and_then(|u| u.get(..7).map(str::to_owned));
+            // Any text is taken for a uuid, but not every text is a name.
+            Ok(digits.filter(|name| keys::Type::HostName.check(&Value::from(name.as_str())).is_ok()))
+        }
     }
 }
 
