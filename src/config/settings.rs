@@ -93,6 +93,8 @@ pub struct Bundle {
     pub keys: PathBuf,
     /// How many different keys must have signed.
     pub signatures: usize,
+    /// Seconds for which nothing may come from a server before a download is given up.
+    pub stall_s: u64,
 }
 
 /// `[health]`
@@ -177,7 +179,7 @@ impl Default for Boot {
 
 impl Default for Bundle {
     fn default() -> Self {
-        Self { keys: "/usr/share/twinhull/keys.d".into(), signatures: 1 }
+        Self { keys: "/usr/share/twinhull/keys.d".into(), signatures: 1, stall_s: 300 }
     }
 }
 
@@ -267,6 +269,9 @@ impl Settings {
         let wrong = |text: String| Err(Error::failed(text));
         if !(1..=9).contains(&self.boot.tries) {
             return wrong(format!("boot.tries = {}: expected 1 to 9", self.boot.tries));
+        }
+        if self.bundle.stall_s == 0 {
+            return wrong("bundle.stall_s = 0: every download would be given up at once".into());
         }
         if self.bundle.signatures == 0 {
             return wrong("bundle.signatures = 0: at least one signature is always needed".into());

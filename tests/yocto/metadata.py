@@ -73,7 +73,7 @@ TARGET_OS = "linux"
 TARGET_ARCH = "x86_64"
 HOST_ARCH = "${TARGET_ARCH}"
 TRANSLATED_TARGET_ARCH = "${@d.getVar('TARGET_ARCH').replace('_', '-')}"
-KERNEL_IMAGETYPE = "bzImage"
+KERNEL_IMAGETYPE ?= "bzImage"
 PN = "${@bb.parse.vars_from_file(d.getVar('FILE', False), d)[0] or 'defaultpkgname'}"
 PV = "${@bb.parse.vars_from_file(d.getVar('FILE', False), d)[1] or '1.0'}"
 BPN = "${@d.getVar('PN').replace('-native', '')}"
@@ -321,7 +321,7 @@ def check_boot_files(work, checkout):
     pi = 'RPI_USE_U_BOOT = "1"\n'
     for machine, arch, overrides, settings, scheme in (
             ('genericx86-64', 'x86_64', '', '', 'grub'), ('raspberrypi4-64', 'aarch64', 'rpi', pi, 'uboot-text'),
-            ('raspberrypi3', 'arm', 'rpi', pi, ''), ('qemuarm64', 'aarch64', '', 'TWINHULL_BOOTLOADER = "uboot-text"\n', 'uboot-text')):
+            ('raspberrypi3', 'arm', 'rpi', pi, ''), ('qemuarm', 'arm', '', 'TWINHULL_BOOTLOADER = "uboot-env"\n', 'uboot-env'), ('qemuarm64', 'aarch64', '', 'TWINHULL_BOOTLOADER = "uboot-text"\n', 'uboot-text')):
         stage = Stage(checkout, work, 'scarthgap', machine, arch, overrides, settings)
         found = boot_files(stage)
         expected = {'config.json', 'device-type.json'}
@@ -332,6 +332,9 @@ def check_boot_files(work, checkout):
             check(found['EFI/BOOT/grub.cfg'] == theirs('boot/grub/grub.cfg'), 'grub.cfg differs')
             check(len(found['EFI/BOOT/grub_extraenv']) == 1024, 'grub_extraenv')
             check(b'"slug": "intel-nuc"' in found['device-type.json'], 'device-type.json: slug')
+        if scheme == 'uboot-env':
+            expected |= {'boot.scr'}
+            check(found['boot.scr'][72:] == theirs('boot/uboot-env/boot.cmd'), 'boot.scr does not hold boot/uboot-env/boot.cmd')
         if scheme == 'uboot-text':
             expected |= {'boot.scr', 'bootcount.env', 'extra_uEnv.txt', 'resinOS_uEnv.txt'}
             # A header of 64 bytes, then the length of the one script, then a zero.
@@ -356,9 +359,37 @@ def check_conf(stage, machine, expected):
     text = ''.join(open(f).read() for f in files_of(place, '.toml'))
     check(expected in text, 'settings of %s lack %r: %s' % (machine, expected, found))
     for f in files_of(place, '.toml'):
+        with open(f, 'rb') as settings:
+            for path in tomllib.load(settings).get('init', {}).get('persist', []):
+                # PID 1 refuses to boot an image that lacks what it must bind over.
+                check(os.path.exists(place + path), 'settings of %s: init.persist names %s, which no package brings' % (machine, path))
         target = os.path.join(os.path.dirname(stage.top), 'settings', machine, os.path.basename(f))
         bb.utils.mkdirhier(os.path.dirname(target))
         shutil.copy(f, target)
+
+
+def check_root(work, checkout):
+    """What the image class adds to a root: where PID 1 mounts, and the kernel under the name that the boot script loads."""
+    for machine, arch, image, kernel, settings in (('genericx86-64', 'x86_64', 'bzImage', 'vmlinuz', ''),
+                                                   ('qemuarm64', 'aarch64', 'Image', 'Image', 'TWINHULL_BOOTLOADER = "uboot-text"\n')):
+        stage = Stage(checkout, work, 'scarthgap', machine, arch, settings=settings + 'KERNEL_IMAGETYPE = "%s"\n' % image)
+        d = one(stage, 'twinhull-example-image')
+        rootfs = os.path.join(stage.top, 'rootfs')
+        d.setVar('IMAGE_ROOTFS', rootfs)
+        bb.utils.mkdirhier(os.path.join(rootfs, 'etc'))
+        write(os.path.join(d.getVar('DEPLOY_DIR_IMAGE'), image), 'kernel')
+        said = fails(d, 'twinhull_fill_root')
+        check('no twinhull-initramfs-image-%s' % machine in said, 'a root without an initramfs: ' + said)
+        write(os.path.join(d.getVar('DEPLOY_DIR_IMAGE'), 'twinhull-initramfs-image-%s.cpio.gz' % machine), 'initramfs')
+        said = fails(d, 'twinhull_fill_root')
+        check(not said, 'twinhull_fill_root: ' + said)
+        found = {os.path.relpath(f, rootfs): open(f).read() for f in files_of(rootfs, '')}
+        check(found == {'boot/' + kernel: 'kernel', 'boot/initramfs': 'initramfs', 'etc/machine-id': ''}, 'root: %s' % found)
+        for place in ('mnt/boot', 'mnt/state', 'mnt/data', 'resin-data'):
+            check(os.path.isdir(os.path.join(rootfs, place)), 'the root has no /' + place)
+        # The name that the script loads.
+        script = {'vmlinuz': 'boot/grub/grub.cfg', 'Image': 'boot/uboot/boot.cmd'}[kernel]
+        check('/boot/' + kernel in open(os.path.join(checkout, script)).read(), '%s does not load /boot/%s' % (script, kernel))
 
 
 def check_modules(stage):
@@ -556,15 +587,24 @@ def main():
     check_readme(stage.layer)
     check_boot_files(work, checkout)
     check_modules(stage)
+    check_root(work, checkout)
     check_bundle(stage, work, twinhull)
     for machine, arch, overrides, expected in (
             ('genericx86-64', 'x86_64', '', 'chooser = "grub"'), ('raspberrypi3-64', 'aarch64', 'rpi', 'deadline_s = 900'),
             ('raspberrypi4-64', 'aarch64', 'rpi', 'chooser = "uboot-text"'), ('qemuarm64', 'aarch64', '', 'persist'),
-            ('p3768-0000-p3767-0000', 'aarch64', 'tegra', 'tries = 3')):
-        settings = 'RPI_USE_U_BOOT = "1"\nTWINHULL_SETTINGS = "[health]\\nsettle_s = 20"\n'
+            ('qemuarm', 'arm', '', 'chooser = "uboot-env"'),
+            ('p3768-0000-p3767-0000', 'aarch64', 'tegra', 'tries = 2')):
+        settings = 'TWINHULL_BOOTLOADER = "uboot-env"\n' if machine == 'qemuarm' else ''
+        settings += 'RPI_USE_U_BOOT = "1"\nTWINHULL_SETTINGS = "[health]\\nsettle_s = 20"\n'
         stage = Stage(checkout, work, 'wrynose', machine, arch, overrides, settings)
         check_conf(stage, machine, expected)
         check_conf(stage, machine, 'settle_s = 20')
+    # balena-common among the stand-ins has an engine.
+    check_conf(Stage(checkout, work, 'wrynose', 'no-engine', settings='TWINHULL_ENGINE = "0"\n'), 'no-engine', '[engine]\nenabled = false')
+    stage = Stage(checkout, work, 'wrynose', 'supervised', settings='TWINHULL_SUPERVISOR_IMAGE = "registry/supervisor"\n')
+    check_conf(stage, 'supervised', '')
+    text = open(os.path.join(one(stage, 'twinhull-conf').getVar('D'), 'etc/balena-supervisor/supervisor.conf')).read()
+    check(text == 'SUPERVISOR_IMAGE=registry/supervisor\nSUPERVISOR_VERSION=\n', 'supervisor.conf: ' + text)
     print('unpacked: ' + unpack(stage, os.environ.get('CARGO_HOME', os.path.expanduser('~/.cargo')), work))
 
 

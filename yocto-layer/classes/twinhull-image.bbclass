@@ -20,8 +20,11 @@ TWINHULL_ROOT_UUID ?= "74776968-756c-6c2d-726f-6f742d736c6f"
 EXTRA_IMAGECMD:append:ext4 = " -O ^metadata_csum_seed -U ${TWINHULL_ROOT_UUID} -E hash_seed=${TWINHULL_ROOT_UUID}"
 
 twinhull_fill_root () {
-    # Where PID 1 mounts.
+    # Where PID 1 mounts and binds.
     install -d ${IMAGE_ROOTFS}/mnt/boot ${IMAGE_ROOTFS}/mnt/state ${IMAGE_ROOTFS}/mnt/data ${IMAGE_ROOTFS}/resin-data
+    if [ ! -e ${IMAGE_ROOTFS}${sysconfdir}/machine-id ]; then
+        touch ${IMAGE_ROOTFS}${sysconfdir}/machine-id
+    fi
     install -D -m 0644 ${DEPLOY_DIR_IMAGE}/${KERNEL_IMAGETYPE} ${IMAGE_ROOTFS}/boot/${TWINHULL_KERNEL_NAME}
     found=""
     for type in ${INITRAMFS_FSTYPES}; do
@@ -48,7 +51,7 @@ TWINHULL_BOOT_FILES = "device-type.json config.json"
 TWINHULL_BOOT_FILES:append = "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'grub', ' EFI/BOOT/grub.cfg EFI/BOOT/grubenv EFI/BOOT/grub_extraenv', '', d)}"
 # On a Raspberry Pi boot.scr is meta-raspberrypi's, with the same script (dynamic-layers/raspberrypi).
 TWINHULL_BOOT_FILES:append = "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'uboot-text', ' resinOS_uEnv.txt bootcount.env extra_uEnv.txt', '', d)}"
-TWINHULL_BOOT_FILES:append = " ${@'boot.scr' if d.getVar('TWINHULL_BOOTLOADER') == 'uboot-text' and d.getVar('RPI_USE_U_BOOT') != '1' else ''}"
+TWINHULL_BOOT_FILES:append = " ${@'boot.scr' if d.getVar('TWINHULL_BOOTLOADER').startswith('uboot') and d.getVar('RPI_USE_U_BOOT') != '1' else ''}"
 IMAGE_BOOT_FILES:append = " ${@' '.join('twinhull-boot/%s;%s' % (f, f) for f in d.getVar('TWINHULL_BOOT_FILES').split())}"
 IMAGE_BOOT_FILES:append = "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'grub', ' grub-efi-${TWINHULL_EFI_IMAGE};EFI/BOOT/${TWINHULL_EFI_IMAGE}', '', d)}"
 do_image_wic[depends] += "twinhull-boot:do_deploy"

@@ -11,6 +11,7 @@ CVE_PRODUCT = ""
 SRC_URI = " \
     file://boot/grub/grub.cfg \
     file://boot/uboot/boot.cmd \
+    file://boot/uboot-env/boot.cmd \
 "
 
 S = "${UNPACKDIR}"
@@ -23,7 +24,7 @@ TWINHULL_CONFIG_JSON ?= ""
 TWINHULL_CONFIG_JSON[doc] = "A config.json for new devices; without it one with the device type alone"
 
 INHIBIT_DEFAULT_DEPS = "1"
-DEPENDS += "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'uboot-text', 'u-boot-mkimage-native', '', d)}"
+DEPENDS += "${@'u-boot-mkimage-native' if d.getVar('TWINHULL_BOOTLOADER').startswith('uboot') else ''}"
 
 do_configure[noexec] = "1"
 do_install[noexec] = "1"
@@ -70,8 +71,9 @@ python do_compile() {
         bb.utils.mkdirhier(os.path.dirname(place))
         with open(place, 'wb') as f:
             f.write(data)
-    if d.getVar('TWINHULL_BOOTLOADER') == 'uboot-text':
-        script = os.path.join(d.getVar('S'), 'boot/uboot/boot.cmd')
+    scripts = {'uboot-text': 'boot/uboot/boot.cmd', 'uboot-env': 'boot/uboot-env/boot.cmd'}
+    if d.getVar('TWINHULL_BOOTLOADER') in scripts:
+        script = os.path.join(d.getVar('S'), scripts[d.getVar('TWINHULL_BOOTLOADER')])
         arch = 'arm64' if d.getVar('TARGET_ARCH') == 'aarch64' else 'arm'
         environment = dict(os.environ, SOURCE_DATE_EPOCH=d.getVar('SOURCE_DATE_EPOCH') or '0')
         subprocess.run([bb.utils.which(d.getVar('PATH'), 'mkimage'), '-A', arch, '-T', 'script', '-C', 'none', '-n', 'twinhull',

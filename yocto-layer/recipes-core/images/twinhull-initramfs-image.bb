@@ -1,5 +1,5 @@
 SUMMARY = "Initramfs that holds twinhull as PID 1 and the kernel modules that it needs"
-DESCRIPTION = "Nothing else: no shell, no libc, no udev. It is put into /boot of each root slot."
+DESCRIPTION = "No shell and no udev; the C library only if the program is not static. It is put into /boot of each root slot."
 LICENSE = "MIT"
 
 # Modules that the machine's root disk needs are recommended by the machine or added here.
@@ -15,7 +15,9 @@ IMAGE_FSTYPES = "${INITRAMFS_FSTYPES}"
 IMAGE_ROOTFS_SIZE = "8192"
 IMAGE_ROOTFS_EXTRA_SPACE = "0"
 
-# Recommended kernel modules are the point here.
+# Recommended kernel modules are the point here; the kernel that they recommend in turn is not.
 NO_RECOMMENDATIONS = "0"
+BAD_RECOMMENDATIONS += "kernel-image"
+PACKAGE_EXCLUDE = "kernel-image-*"
 
 inherit image twinhull-initramfs
