@@ -104,6 +104,8 @@ pub struct Bundle {
     pub keys: PathBuf,
     /// How many different keys must have signed.
     pub signatures: usize,
+    /// Seconds for which nothing may come from a server before a download is given up.
+    pub stall_s: u64,
 }
 
 /// `[health]`
@@ -193,7 +195,7 @@ impl Default for Boot {
 
 impl Default for Bundle {
     fn default() -> Self {
-        Self { keys: "/usr/share/twinhull/keys.d".into(), signatures: 1 }
+        Self { keys: "/usr/share/twinhull/keys.d".into(), signatures: 1, stall_s: 300 }
     }
 }
 
@@ -289,6 +291,9 @@ impl Settings {
             return wrong(format!(
                 "boot.tryboot_partitions = [{a}, {b}]: expected two partition numbers, from 1"
             ));
+        }
+        if self.bundle.stall_s == 0 {
+            return wrong("bundle.stall_s = 0: every download would be given up at once".into());
         }
         if self.bundle.signatures == 0 {
             return wrong("bundle.signatures = 0: at least one signature is always needed".into());
