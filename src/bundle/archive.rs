@@ -86,6 +86,21 @@ impl<R: Read> Reader<R> {
         self.position
     }
 
+    /// The stream itself. Who reads from it takes it out of the hands of this reader.
+    pub const fn stream_mut(&mut self) -> &mut R {
+        &mut self.from
+    }
+
+    /// The stream itself.
+    pub const fn stream(&self) -> &R {
+        &self.from
+    }
+
+    /// The stream itself, wherever it is now.
+    pub fn into_stream(self) -> R {
+        self.from
+    }
+
     /// Where the present member ends and the next begins, padding counted.
     pub const fn end_of_member(&self) -> u64 {
         self.position.saturating_add(self.left).saturating_add(self.padding)

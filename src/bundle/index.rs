@@ -127,6 +127,16 @@ impl Index {
         }
     }
 
+    /// The index as it was read.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many blocks are carried.
+    pub const fn carried(&self) -> u64 {
+        self.carried
+    }
+
     /// How many frames there are.
     pub const fn frames(&self) -> u64 {
         self.carried.div_ceil(self.frame_blocks as u64)
@@ -349,7 +359,7 @@ mod tests {
         let (bytes, frames_len) = example();
         assert_eq!((bytes.len(), frames_len), (64 + 3 * 16 + 4 * 16 + 2 * 20, 150));
         let index = Index::parse(bytes.clone(), &payload(&bytes, 150)).unwrap();
-        assert_eq!((index.carried, index.frames(), index.limits()), (4, 2, (3, 2)));
+        assert_eq!((index.carried(), index.frames(), index.limits()), (4, 2, (3, 2)));
         assert_eq!((index.hash(2), index.hash(3), index.hash(4)), (Some([3; 16]), Some([4; 16]), None));
         let first = Frame { carried: 0..3, prefix: 0..0, offset: 0, data_len: 100, hash: [8; 16] };
         let last = Frame { carried: 3..4, prefix: 1..3, offset: 100, data_len: 50, hash: [9; 16] };

@@ -5,9 +5,10 @@
 //! 1. The manifest is parsed only after enough keys were seen to have signed it.
 //! 2. Every block is compared with its signed hash before it is handed to the writer.
 //! 3. Every length is checked against a limit before memory is taken for it.
-//! 4. A bundle is read in order, once, without seeking: a pipe will do.
+//! 4. A bundle can be read in order, once, without seeking: a pipe will do. From a server, only what is missing is read.
 
 pub mod archive;
+mod fetch;
 mod frames;
 mod index;
 mod keys;
@@ -18,6 +19,9 @@ mod reader;
 pub mod sign;
 pub mod source;
 
+pub use fetch::{Limits, Meter, too_much};
+pub use frames::{Checked, Decoder};
+pub use index::{BLOCK_LEN, Hash, Index, Run, hash};
 pub use keys::{KeyId, Keys, Signature};
-pub use reader::{Bundle, Description, Progress, describe};
+pub use reader::{Bundle, Description, Frames, Progress, describe};
 pub use source::Source;

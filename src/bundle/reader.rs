@@ -1,13 +1,16 @@
 //! Reading a bundle: signatures first, then blocks, each checked before it is handed on.
 
 use std::io::Read;
+use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
 
 use super::archive::{self, Member};
-use super::frames::{Checked, Decoder};
+use super::fetch::{self, Meter};
+use super::frames::{Checked, Decoder, Recall};
 use super::index::Index;
 use super::keys::{KeyId, Keys, SIGNATURE_LIMIT_BYTES, SIGNATURES_MAX, Signature};
+use super::source::Source;
 use crate::model::Digest;
 use crate::model::manifest::{self, BLOCK_BYTES, Manifest};
 use crate::{Doing, Error, Result};
@@ -24,6 +27,8 @@ pub struct Progress {
     pub total_bytes: u64,
     /// Bytes of the bundle that were read.
     pub read_bytes: u64,
+    /// Bytes of the image that were on the device already.
+    pub reused_bytes: u64,
 }
 
 /// A bundle whose manifest was checked and whose payload is still to be read.
@@ -80,6 +85,11 @@ impl<R: Read> Bundle<R> {
         Ok(Self { members, manifest, text, signatures, signed_by, next, payload_start })
     }
 
+    /// The stream that it is read from.
+    pub const fn stream(&self) -> &R {
+        self.members.stream()
+    }
+
     /// What the bundle is.
     pub const fn manifest(&self) -> &Manifest {
         &self.manifest
@@ -122,9 +132,7 @@ impl<R: Read> Bundle<R> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<()> {
         let index = self.read_index()?;
-        let name = format!("{}.frames", self.manifest.root.name);
-        let found = self.members.advance()?;
-        self.expect(found, &name, self.manifest.root.frames_size)?;
+        let name = self.start_frames()?;
         let mut output = Output { write, at: 0, len: self.manifest.root.size, zeros: vec![0; ZEROS_LEN] };
         let mut decoder = Decoder::new()?;
         let all_held =
@@ -143,6 +151,7 @@ impl<R: Read> Bundle<R> {
                 done_bytes: output.at,
                 total_bytes: output.len,
                 read_bytes: self.members.position(),
+                reused_bytes: 0,
             });
         }
         output.zeros_to(output.len)?;
@@ -150,7 +159,7 @@ impl<R: Read> Bundle<R> {
         if let Some(extra) = self.members.advance()? {
             return Err(Error::failed(format!("unexpected member {:?} after {name}", extra.name)));
         }
-        progress(Progress { done_bytes, total_bytes, read_bytes: self.members.position() });
+        progress(Progress { done_bytes, total_bytes, read_bytes: self.members.position(), reused_bytes: 0 });
         Ok(())
     }
 
@@ -188,6 +197,14 @@ impl<R: Read> Bundle<R> {
         Index::parse(bytes, &root)
     }
 
+    /// Goes to the first frame. Gives the member's name.
+    fn start_frames(&mut self) -> Result<String> {
+        let name = format!("{}.frames", self.manifest.root.name);
+        let found = self.members.advance()?;
+        self.expect(found, &name, self.manifest.root.frames_size)?;
+        Ok(name)
+    }
+
     fn expect(&self, found: Option<Member>, name: &str, size: u64) -> Result<()> {
         match found {
             Some(m) if m.name == name && m.size == size => Ok(()),
@@ -198,6 +215,99 @@ impl<R: Read> Bundle<R> {
             None => Err(Error::inconsistent(format!("{name} is missing, or was read before"))),
         }
     }
+}
+
+impl Bundle<Source> {
+    /// Reads the index, or takes `kept`, its bytes from an earlier attempt, if they are right; and goes to the frames,
+    /// of which single ones can then be read.
+    ///
+    /// # Errors
+    /// `Failed` if the bundle is damaged or cannot be read on.
+    pub fn into_frames(mut self, kept: Option<Vec<u8>>) -> Result<Frames> {
+        let root = self.manifest.root.clone();
+        let start = self.members.position();
+        let after =
+            start.saturating_add(root.index_size).saturating_add(archive::padding_len(root.index_size));
+        let header = archive::header(&format!("{}.frames", root.name), root.frames_size)?.len() as u64;
+        let frames_at = after.saturating_add(header);
+        let right = |bytes: &Vec<u8>| Digest(Sha256::digest(bytes).into()) == root.index_sha256;
+        let (index, fresh) = match kept.filter(right) {
+            Some(bytes) => (Index::parse(bytes, &root)?, false),
+            None => {
+                self.members.stream_mut().plan(std::iter::once(start..frames_at));
+                let index = self.read_index()?;
+                self.start_frames()?;
+                (index, true)
+            }
+        };
+        let Self { members, manifest, .. } = self;
+        Ok(Frames { source: members.into_stream(), image_len: manifest.root.size, index, fresh, frames_at })
+    }
+}
+
+/// The frames of a bundle whose index was read, each to be had by itself.
+pub struct Frames {
+    source: Source,
+    /// Length of the image in bytes.
+    pub image_len: u64,
+    /// The index, as it was signed.
+    pub index: Index,
+    /// Whether the index was read from the source just now.
+    pub fresh: bool,
+    frames_at: u64,
+}
+
+impl Frames {
+    /// Says which frames will be read, in ascending order, and how many bytes will be fetched for them.
+    ///
+    /// # Errors
+    /// `Inconsistent` if there is no such frame.
+    pub fn plan(&mut self, frames: &[u64]) -> Result<u64> {
+        let wanted = frames.iter().map(|n| self.place(*n)).collect::<Result<Vec<_>>>()?;
+        let total = self.source.len_bytes().unwrap_or(u64::MAX);
+        let ranges = fetch::merge(&wanted, self.source.meter().bytes_per_request(), total);
+        let bytes = ranges.iter().map(|r| r.end - r.start).sum();
+        self.source.plan(ranges);
+        Ok(bytes)
+    }
+
+    /// Decodes a frame; see [`Decoder::decode`].
+    ///
+    /// # Errors
+    /// `Failed` if it cannot be read or is not what was signed.
+    pub fn decode<'a>(
+        &'a mut self,
+        decoder: &'a mut Decoder,
+        number: u64,
+        recall: &mut Recall,
+    ) -> Result<Vec<Checked<'a>>> {
+        let place = self.place(number)?;
+        let frame = self.index.frame(number).ok_or_else(|| no_frame(number))?;
+        let source = &mut self.source;
+        let mut fill = |buffer: &mut [u8]| {
+            source.skip_to(place.clone())?;
+            source.read_exact(buffer).map_err(|e| match e.kind() {
+                std::io::ErrorKind::UnexpectedEof => Error::failed("ends too early: cut short; get it again"),
+                _ => e.into(),
+            })
+        };
+        decoder.decode(&self.index, &frame, &mut fill, recall)
+    }
+
+    /// What was fetched so far.
+    pub fn meter(&self) -> Meter {
+        self.source.meter()
+    }
+
+    fn place(&self, number: u64) -> Result<Range<u64>> {
+        let frame = self.index.frame(number).ok_or_else(|| no_frame(number))?;
+        let start = self.frames_at.saturating_add(frame.offset);
+        Ok(start..start.saturating_add(frame.data_len as u64))
+    }
+}
+
+fn no_frame(number: u64) -> Error {
+    Error::inconsistent(format!("there is no frame {number}"))
 }
 
 /// What a bundle says of itself, unchecked.

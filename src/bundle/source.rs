@@ -1,16 +1,28 @@
 //! Where a bundle comes from: a file, standard input, or a server.
 
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
-use crate::sys::http::{self, HttpSettings};
+use super::fetch::{Fetch, Limits, Meter};
+use crate::sys::http::HttpSettings;
 use crate::{Doing, Error, Result, sys};
 
-/// A stream of bytes with a name for messages.
+const BUFFER_LEN: usize = 64 * 1024;
+
+/// A stream of bytes with a name for messages, of which parts can be left out.
 pub struct Source {
-    from: Box<dyn Read>,
+    from: From,
     name: String,
     len_bytes: Option<u64>,
+    position: u64,
+}
+
+enum From {
+    /// Can only be read.
+    Stream(BufReader<Box<dyn Read>>),
+    File(BufReader<std::fs::File>),
+    Server(Box<Fetch>),
 }
 
 /// Opens `what`: a file, `-` for standard input, or an `http://` or `https://` address.
@@ -18,18 +30,25 @@ pub struct Source {
 /// # Errors
 /// `Failed`, naming the file or address and what to do, if it is a directory, empty, missing, refused, or cannot
 /// be reached.
-pub fn open(what: &str, settings: &HttpSettings) -> Result<Source> {
+pub fn open(what: &str, http: &HttpSettings, limits: Limits) -> Result<Source> {
     match what {
-        "-" => Ok(Source { from: Box::new(io::stdin()), name: "standard input".into(), len_bytes: None }),
+        "-" => Ok(Source::stream(Box::new(io::stdin()), "standard input".into())),
         url if is_url(url) => {
             let name = without_secrets(url);
-            get(url, settings).doing(|| name.clone()).map(|source| Source { name, ..source })
+            let fetch = Fetch::open(url, http, limits).doing(|| name.clone())?;
+            let len_bytes = fetch.len_bytes();
+            Ok(Source { from: From::Server(Box::new(fetch)), name, len_bytes, position: 0 })
         }
         path => file(Path::new(path)),
     }
 }
 
 impl Source {
+    fn stream(from: Box<dyn Read>, name: String) -> Self {
+        let from = From::Stream(BufReader::with_capacity(BUFFER_LEN, from));
+        Self { from, name, len_bytes: None, position: 0 }
+    }
+
     /// How long it is, if that is known.
     pub const fn len_bytes(&self) -> Option<u64> {
         self.len_bytes
@@ -39,11 +58,59 @@ impl Source {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// Whether what is not read need not be fetched either, and fetching is what costs.
+    pub fn is_worth_skipping(&self) -> bool {
+        match &self.from {
+            From::Server(fetch) => fetch.gives_parts(),
+            From::Stream(_) | From::File(_) => false,
+        }
+    }
+
+    /// What was fetched from a server.
+    pub fn meter(&self) -> Meter {
+        match &self.from {
+            From::Server(fetch) => fetch.meter(),
+            From::Stream(_) | From::File(_) => Meter::default(),
+        }
+    }
+
+    /// Says what will be read from now on, in ascending order; a server is then asked for just that.
+    pub fn plan(&mut self, ranges: impl IntoIterator<Item = Range<u64>>) {
+        if let From::Server(fetch) = &mut self.from {
+            fetch.plan(ranges);
+        }
+    }
+
+    /// Goes on at `range.start`, of which at least `range` will be read. Never backwards.
+    ///
+    /// # Errors
+    /// `Failed` as reading.
+    pub fn skip_to(&mut self, range: Range<u64>) -> Result<()> {
+        let forward = range.start.checked_sub(self.position).ok_or_else(|| {
+            Error::inconsistent(format!("byte {} of {} was read before", range.start, self.name))
+        })?;
+        self.position = range.start;
+        match &mut self.from {
+            From::Server(fetch) => Ok(fetch.skip_to(range)?),
+            From::File(file) => Ok(file.seek(SeekFrom::Start(range.start)).map(drop)?),
+            From::Stream(stream) => match io::copy(&mut stream.take(forward), &mut io::sink())? {
+                n if n == forward => Ok(()),
+                _ => Err(Error::failed("ends too early: cut short; get it again")),
+            },
+        }
+    }
 }
 
 impl Read for Source {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.from.read(buffer)
+        let n = match &mut self.from {
+            From::Stream(stream) => stream.read(buffer),
+            From::File(file) => file.read(buffer),
+            From::Server(fetch) => fetch.read(buffer),
+        }?;
+        self.position += n as u64;
+        Ok(n)
     }
 }
 
@@ -63,72 +130,11 @@ fn file(path: &Path) -> Result<Source> {
         return wrong("is empty; see that the bundle was written or fetched to its end");
     }
     // A block device may be longer than what was written to it, and a pipe has no length.
-    let len_bytes = facts.is_file().then_some(facts.len());
-    Ok(Source { from: Box::new(file), name, len_bytes })
-}
-
-fn get(url: &str, settings: &HttpSettings) -> Result<Source> {
-    let agent = http::agent(settings)?;
-    let response = agent
-        .get(url)
-        .call()
-        .map_err(|e| Error::failed(format!("{}; check the address and the network", http::reason(&e))))?;
-    let status = response.status();
-    if status != 200 {
-        return Err(Error::failed(format!("the server says {status}; {}", advice(status.as_u16()))));
+    if !facts.is_file() {
+        return Ok(Source::stream(Box::new(file), name));
     }
-    let body = response.into_body();
-    let len_bytes = body.content_length();
-    let from = Body {
-        from: Box::new(body.into_with_config().limit(u64::MAX).reader()),
-        position: 0,
-        len_bytes,
-        silence_s: settings.read_timeout.as_secs_f32(),
-    };
-    Ok(Source { from: Box::new(from), name: String::new(), len_bytes })
-}
-
-const fn advice(status: u16) -> &'static str {
-    match status {
-        401 | 403 => "it wants to know who asks, or does not let us: check the address and its access",
-        404 | 410 => "check the address",
-        407 => "the proxy wants credentials: check http_proxy",
-        429 | 500..=599 => "try again later",
-        _ => "a bundle was expected: check the address",
-    }
-}
-
-/// An answer's body, which says how far it came when it breaks off.
-struct Body {
-    from: Box<dyn Read>,
-    position: u64,
-    len_bytes: Option<u64>,
-    silence_s: f32,
-}
-
-impl Read for Body {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.from.read(buffer) {
-            Ok(n) => {
-                self.position += n as u64;
-                Ok(n)
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => Err(e),
-            Err(e) => Err(io::Error::other(self.broken(&e))),
-        }
-    }
-}
-
-impl Body {
-    fn broken(&self, e: &io::Error) -> Error {
-        let of = self.len_bytes.map_or_else(String::new, |len| format!(" of {len}"));
-        let why = match e.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>()) {
-            Some(ureq::Error::Timeout(_)) => format!("nothing came for {} s", self.silence_s),
-            Some(other) => http::reason(other),
-            None => e.to_string(),
-        };
-        Error::failed(format!("the connection broke after {}{of} bytes: {why}; try again", self.position))
-    }
+    let from = From::File(BufReader::with_capacity(BUFFER_LEN, file));
+    Ok(Source { from, name, len_bytes: Some(facts.len()), position: 0 })
 }
 
 fn is_url(what: &str) -> bool {
@@ -177,23 +183,27 @@ mod tests {
         format!("http://{address}/b")
     }
 
-    fn impatient() -> HttpSettings {
-        HttpSettings {
+    fn impatient(what: &str) -> Result<Source> {
+        let http = HttpSettings {
             ca_bundle: "/nonexistent".into(),
             extra_ca_pem: None,
             connect_timeout: Duration::from_millis(500),
-            read_timeout: Duration::from_millis(300),
-        }
+            read_timeout: Duration::from_secs(9),
+        };
+        open(what, &http, Limits { stall: Duration::from_millis(300), max_bytes: None })
     }
 
     #[test]
     fn a_server_that_falls_silent_is_given_up() {
-        let e = open(&silent_server(""), &impatient()).map(|_| ()).unwrap_err().to_string();
+        let e = impatient(&silent_server("")).map(|_| ()).unwrap_err().to_string();
         assert!(e.contains("/b: the server stopped answering; check"), "{e}");
         let half = "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc";
-        let mut source = open(&silent_server(half), &impatient()).unwrap();
+        let mut source = impatient(&silent_server(half)).unwrap();
         assert_eq!(source.len_bytes(), Some(1000));
         let e = Error::from(source.read_to_end(&mut Vec::new()).unwrap_err()).to_string();
-        assert_eq!(e, "the connection broke after 3 of 1000 bytes: nothing came for 0.3 s; try again");
+        assert!(
+            e.starts_with("the download stopped after 3 of 1000 bytes: nothing came for 0.3 s; given up"),
+            "{e}"
+        );
     }
 }

@@ -3,12 +3,12 @@
 #[cfg(feature = "build-host")]
 mod make;
 
-use std::io::BufReader;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lexopt::prelude::*;
 
-use crate::bundle::{self, Bundle, Keys, Signature, source};
+use crate::bundle::{self, Bundle, Keys, Limits, Signature, source};
 use crate::cli::{Command, Context, usage};
 use crate::model::Manifest;
 use crate::{Doing, Error, Result, provision, sys};
@@ -122,20 +122,26 @@ fn asked(mut parser: lexopt::Parser) -> Result<Asked> {
     Ok(Asked { what, keys, signatures })
 }
 
+fn open(what: &str, context: &Context) -> Result<bundle::Source> {
+    let settings = context.settings()?;
+    let http = provision::http_settings(&context.root, &settings)?;
+    let stall = Duration::from_secs(settings.bundle.stall_s);
+    source::open(what, &http, Limits { stall, max_bytes: None })
+}
+
 fn inspect(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let asked = asked(parser)?;
     let keys = asked.keys.as_ref().map(|dir| Keys::load(dir, asked.signatures)).transpose()?;
-    let source = source::open(&asked.what, &provision::http_settings(&context.root, &context.settings()?)?)?;
+    let source = open(&asked.what, context)?;
     let (name, len_bytes) = (source.name().to_owned(), source.len_bytes());
-    let stream = BufReader::new(source);
     let doing = || format!("bundle {name}");
     let (manifest, digest, signatures, checked) = match &keys {
         Some(keys) => {
-            let b = Bundle::open(stream, keys).doing(doing)?;
+            let b = Bundle::open(source, keys).doing(doing)?;
             (b.manifest().clone(), b.manifest_digest(), b.signatures().to_vec(), b.signed_by().to_vec())
         }
         None => {
-            let d = bundle::describe(stream).doing(doing)?;
+            let d = bundle::describe(source).doing(doing)?;
             (d.manifest, d.manifest_digest, d.signatures, Vec::new())
         }
     };
@@ -187,10 +193,10 @@ fn verify(parser: lexopt::Parser, context: &Context) -> Result<u8> {
         .as_ref()
         .ok_or_else(|| Error::usage("bundle verify: --keys DIR is needed; see `twinhull bundle --help`"))?;
     let keys = Keys::load(keys, asked.signatures)?;
-    let source = source::open(&asked.what, &provision::http_settings(&context.root, &context.settings()?)?)?;
+    let source = open(&asked.what, context)?;
     let name = source.name().to_owned();
     let doing = || format!("bundle {name}");
-    let mut bundle = Bundle::open(BufReader::with_capacity(64 * 1024, source), &keys).doing(doing)?;
+    let mut bundle = Bundle::open(source, &keys).doing(doing)?;
     let mut shown = Percent::default();
     let result = bundle.check_all(&mut |p| shown.show("checked", p.done_bytes, p.total_bytes));
     shown.end();

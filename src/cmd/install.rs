@@ -1,19 +1,29 @@
 //! `twinhull install`
 
-use std::io::BufReader;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
 
 use super::health;
 use super::host::{Host, os_version};
 use super::progress::Bar;
 use crate::block::{Disk, FileDisk};
-use crate::bundle::{self, Bundle, Keys, Source};
+use crate::bundle::{self, Bundle, Frames, Keys, Limits, Source};
 use crate::cli::{Command, Context, usage};
 use crate::model::device::{DeviceType, arch};
 use crate::model::manifest::DeviceFacts;
 use crate::model::record::Release;
+use crate::model::{Slot, Version};
 use crate::sys::clock::{BootClock, Clock};
-use crate::update::{Armed, Image, Install};
+use crate::update::{Armed, Image, Install, Plan, Reuse};
 use crate::{Doing, Error, Result, provision, sys};
+
+/// The index of the bundle that is being fetched.
+const INDEX: &str = "/mnt/state/twinhull/bundle.index";
+/// A larger one is not kept: the state partition is small.
+const KEPT_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
 
 pub(super) const COMMAND: Command = Command {
     name: "install",
@@ -27,29 +37,40 @@ twinhull install: write a bundle's system into the other slot and arm it for the
 
 Usage: twinhull install [OPTIONS] FILE|URL|-
 
-  FILE|URL|-         the bundle: a file, an http(s):// address, or - for standard input; it is never stored
-  --reboot           reboot into the new system when it is armed
-  --allow-downgrade  accept a version older than the running one
-  --force            install even if a service that runs here loses what it requires
+  FILE|URL|-            the bundle: a file, an http(s):// address, or - for standard input; it is never stored
+  --explain             say what would be fetched, reused and written, and whether it would be refused; write nothing
+  --max-download BYTES  refuse, before anything is written, if more than so many bytes would have to be fetched
+                        (K, M and G stand for KiB, MiB and GiB)
+  --reboot              reboot into the new system when it is armed
+  --allow-downgrade     accept a version older than the running one
+  --force               install even if a service that runs here loses what it requires
 
 What happens: the signature is checked (keys in bundle.keys) before anything else is believed; the bundle must be meant for
 this device and fit the slot; every block is checked before it is written; the slot is flushed and read back from the
 medium; then, with one write, the bootloader is told to try it for boot.tries boots. The running system is not touched.
 After the reboot `twinhull resume` checks its health and commits, or goes back.
 
-Cut short in any way, the device stays on the running system; install again.
+From a server that gives parts of files (nearly all do), only what this device lacks is fetched: blocks are looked for
+in the slot that is written and in the one that runs, and hashed each time. So any bundle updates from any version as
+a delta would, and an install that was cut short in any way goes on where it was: install again.
+A connection that breaks is opened again until nothing has come for bundle.stall_s seconds.
+
 An update that takes from a service what its labels require (io.balena.features.requires.*) and this OS has is refused; an
 optional service is told. See `twinhull contracts --help`.
 
 Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a trial
-under way, a service that would be stranded). With --json: one line per event: {event: begin|progress|read-back|armed, ..}.
+under way, a service that would be stranded, more than --max-download). With --json: one line per event: {event:
+look|plan|begin|progress|read-back|armed, ..}.
 
   twinhull install https://updates.example.com/nuc-2.1.0.bundle
+  twinhull install --explain --max-download 100M https://updates.example.com/nuc-2.1.0.bundle
   ssh device twinhull install --reboot - < nuc-2.1.0.bundle
 ";
 
 struct Args {
     bundle: String,
+    explain: bool,
+    max_download: Option<u64>,
     reboot: bool,
     allow_downgrade: bool,
     force: bool,
@@ -59,11 +80,16 @@ impl Args {
     fn parse(mut parser: lexopt::Parser) -> Result<Self> {
         use lexopt::prelude::*;
         let (mut bundle, mut reboot, mut allow_downgrade, mut force) = (None, false, false, false);
+        let (mut explain, mut max_download) = (false, None);
         while let Some(arg) = parser.next().map_err(usage("install"))? {
             match arg {
                 Long("reboot") => reboot = true,
                 Long("allow-downgrade") => allow_downgrade = true,
                 Long("force") => force = true,
+                Long("explain") => explain = true,
+                Long("max-download") => {
+                    max_download = Some(bytes(&parser.value().map_err(usage("install"))?)?)
+                }
                 Value(v) if bundle.is_none() => bundle = Some(v.string().map_err(usage("install"))?),
                 _ => return Err(usage("install")(arg.unexpected())),
             }
@@ -71,8 +97,30 @@ impl Args {
         let bundle = bundle.ok_or_else(|| {
             Error::usage("install: which bundle? give a FILE, a URL or -; see `twinhull install --help`")
         })?;
-        Ok(Self { bundle, reboot, allow_downgrade, force })
+        Ok(Self { bundle, explain, max_download, reboot, allow_downgrade, force })
     }
+}
+
+/// `100M` as a number of bytes.
+fn bytes(text: &OsStr) -> Result<u64> {
+    let text = text.to_string_lossy();
+    let (number, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
+        Some(at) => text.split_at(at),
+        None => (&*text, ""),
+    };
+    let shift = match unit {
+        "" => Some(0),
+        "K" | "KiB" => Some(10),
+        "M" | "MiB" => Some(20),
+        "G" | "GiB" => Some(30),
+        _ => None,
+    };
+    let parsed = number.parse::<u64>().ok().zip(shift);
+    parsed.and_then(|(n, shift)| n.checked_mul(1 << shift)).ok_or_else(|| {
+        Error::usage(format!(
+            "install: --max-download {text:?}: expected a number of bytes, as 5000000, 800K, 100M or 2G"
+        ))
+    })
 }
 
 fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
@@ -83,14 +131,20 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
         return Err(Error::refused("another install is under way; wait for it (`twinhull status`)"));
     };
     let http = provision::http_settings(&context.root, &host.settings)?;
-    let source = BufReader::new(bundle::source::open(&args.bundle, &http)?);
-    let armed = install(&args, source, context, &mut host).doing(|| format!("install {}", args.bundle))?;
-    let Some(armed) = armed else {
-        sys::out::line("this bundle is already installed and armed; reboot to try it");
-        return Ok(0);
+    let stall = Duration::from_secs(host.settings.bundle.stall_s);
+    let limits = Limits { stall, max_bytes: args.max_download };
+    let doing = || format!("install {}", args.bundle);
+    let source = bundle::source::open(&args.bundle, &http, limits).doing(|| "install")?;
+    let armed = match install(&args, source, context, &mut host).doing(doing)? {
+        Done::Armed(armed) => armed,
+        Done::Explained => return Ok(0),
+        Done::Already => {
+            sys::out::line("this bundle is already installed and armed; reboot to try it");
+            return Ok(0);
+        }
     };
     if args.reboot {
-        return super::resume::reboot(&host, &format!("to try slot {}", armed.slot));
+        return super::resume::reboot(&mut host, &format!("to try slot {}", armed.slot));
     }
     if !context.json {
         sys::out::line(&format!("slot {} boots next, {} tries; reboot to try it", armed.slot, armed.tries));
@@ -98,45 +152,145 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     Ok(0)
 }
 
-/// `None`: this very bundle is armed already.
-fn install(
-    args: &Args,
-    source: BufReader<Source>,
-    context: &Context,
-    host: &mut Host,
-) -> Result<Option<Armed>> {
-    // What an earlier update left is put in order first; a trial under way is refused by `begin`.
-    host.settle()?;
+enum Done {
+    Armed(Armed),
+    /// This very bundle is armed already.
+    Already,
+    Explained,
+}
+
+fn install(args: &Args, source: Source, context: &Context, host: &mut Host) -> Result<Done> {
+    if !args.explain {
+        // What an earlier update left is put in order first; a trial under way is refused by `begin`.
+        host.settle()?;
+    }
     let settings = host.settings.clone();
     let keys = Keys::load(&context.root.path(&settings.bundle.keys), settings.bundle.signatures)?;
     let (slot, device, slot_len_bytes) = host.target()?;
-    let total = source.get_ref().len_bytes();
-    let mut bundle = Bundle::open(source, &keys)?;
-    let facts = facts(context, host, slot_len_bytes)?;
-    bundle.manifest().check_suits(&facts, args.allow_downgrade)?;
-    super::stranded::check(context, &settings, bundle.manifest(), args.force)?;
-    let release = Release { version: bundle.manifest().version.clone(), manifest: bundle.manifest_digest() };
-    if host.machine.waits_for(&release)? {
-        return Ok(None);
+    let bundle = Bundle::open(source, &keys)?;
+    let manifest = bundle.manifest().clone();
+    manifest.check_suits(&facts(context, host, slot_len_bytes)?, args.allow_downgrade)?;
+    super::stranded::check(context, &settings, &manifest, args.force)?;
+    let release = Release { version: manifest.version.clone(), manifest: bundle.manifest_digest() };
+    if !args.explain && host.machine.waits_for(&release)? {
+        return Ok(Done::Already);
+    }
+    let image = Image { len_bytes: manifest.root.size, digest: manifest.root.sha256 };
+    let mut bar = Bar::new(context.json, image.len_bytes, bundle.stream().len_bytes());
+    let running = host.disk.slot_partition(host.machine.booted)?.device.clone();
+    let kept = context.root.path(INDEX);
+    let mut feed = Feed::prepare(bundle, args, &kept, &device, &running, &mut bar)?;
+    if args.explain {
+        feed.explain(&release.version, slot, image.len_bytes, context.json);
+        return Ok(Done::Explained);
     }
     let before = health::before(context, &settings);
-    let root = &bundle.manifest().root;
-    let image = Image { len_bytes: root.size, digest: root.sha256 };
     let mut disk = FileDisk::open(&device)?;
     let started = BootClock.since_boot();
-    let mut bar = Bar::new(context.json, total);
-    bar.begin(&release.version, slot, image.len_bytes);
+    bar.begin(&release.version, slot);
     let armed = Install::begin(&mut host.machine, release, image)?
-        .write(&mut disk, |disk| feed(&mut bundle, disk, &mut bar))
+        .write(&mut disk, |disk| feed.write(disk, &mut bar))
         .doing(|| format!("write slot {slot}"))?
-        .read_back(&mut disk, |bytes| bar.read_back(bytes, image.len_bytes))?
+        .read_back(&mut disk, |bytes| bar.read_back(bytes))?
         .arm(settings.boot.tries, before)?;
+    sys::durable::remove(&kept)?;
     bar.armed(&armed, BootClock.since_boot().saturating_sub(started));
-    Ok(Some(armed))
+    Ok(Done::Armed(armed))
 }
 
-fn feed(bundle: &mut Bundle<BufReader<Source>>, disk: &mut FileDisk, bar: &mut Bar) -> Result<()> {
-    bundle.write_root(&mut |offset, bytes| disk.write_at(offset, bytes), &mut |p| bar.progress(p))
+/// Where the image's bytes come from.
+enum Feed {
+    /// All of them from the bundle, in its order.
+    Whole(Box<Bundle<Source>>),
+    /// Those that the device lacks from the bundle, the others from its slots.
+    Parts(Box<Parts>),
+}
+
+struct Parts {
+    frames: Frames,
+    plan: Plan,
+    active: FileDisk,
+}
+
+impl Feed {
+    /// Finds out what is needed. Writes nothing but the index, which is kept for the next attempt.
+    fn prepare(
+        bundle: Bundle<Source>,
+        args: &Args,
+        kept: &Path,
+        target: &Path,
+        running: &Path,
+        bar: &mut Bar,
+    ) -> Result<Self> {
+        if !bundle.stream().is_worth_skipping() {
+            return Ok(Self::Whole(Box::new(bundle)));
+        }
+        let root = &bundle.manifest().root;
+        let kept_bytes =
+            sys::file::read_if_exists(kept, root.index_size.min(KEPT_LIMIT_BYTES)).unwrap_or(None);
+        let mut frames = bundle.into_frames(kept_bytes)?;
+        if frames.fresh && !args.explain && frames.index.bytes().len() as u64 <= KEPT_LIMIT_BYTES {
+            // It only saves fetching it again; its digest is checked when it is used.
+            let stored = sys::durable::parent(kept)
+                .and_then(sys::durable::create_dir)
+                .and_then(|()| sys::durable::replace(kept, frames.index.bytes(), 0o600));
+            if let Err(e) = stored {
+                log::warn!("{e}; an install that is cut short would fetch the index again");
+            }
+        }
+        let mut target = FileDisk::open_read_only(target)?;
+        let mut active = FileDisk::open_read_only(running)?;
+        let total = frames.image_len.saturating_add(active.len_bytes());
+        let mut look = |read| bar.look(read, total);
+        let reuse = Reuse::survey(&frames.index, frames.image_len, &mut target, &mut active, &mut look)?;
+        let plan = Plan::new(reuse, &mut frames)?;
+        let fetch = frames.meter().bytes.saturating_add(plan.fetch_bytes);
+        if let Some(max) = args.max_download.filter(|max| fetch > *max) {
+            return Err(bundle::too_much(fetch, max));
+        }
+        bar.planned(fetch, plan.reused_bytes());
+        Ok(Self::Parts(Box::new(Parts { frames, plan, active })))
+    }
+
+    fn write(&mut self, disk: &mut FileDisk, bar: &mut Bar) -> Result<()> {
+        match self {
+            Self::Whole(bundle) => {
+                bundle.write_root(&mut |offset, bytes| disk.write_at(offset, bytes), &mut |p| bar.progress(p))
+            }
+            Self::Parts(parts) => {
+                let Parts { frames, plan, active } = &mut **parts;
+                plan.carry_out(frames, disk, active, &mut |p| bar.progress(p))
+            }
+        }
+    }
+
+    fn explain(&self, version: &Version, slot: Slot, image_bytes: u64, as_json: bool) {
+        let (fetch, in_place, copied) = match self {
+            Self::Whole(bundle) => (bundle.stream().len_bytes(), 0, 0),
+            Self::Parts(parts) => {
+                let (in_place, copied) = parts.plan.reused_bytes();
+                let fetch = parts.frames.meter().bytes.saturating_add(parts.plan.fetch_bytes);
+                (Some(fetch), in_place, copied)
+            }
+        };
+        if as_json {
+            let line = json!({ "event": "explain", "version": version, "slot": slot, "image_bytes": image_bytes,
+                "fetch_bytes": fetch, "in_place_bytes": in_place, "copied_bytes": copied });
+            return sys::out::line(&line.to_string());
+        }
+        let mib = |bytes: u64| format!("{}.{} MiB", bytes >> 20, (bytes >> 10 & 1023) * 10 / 1024);
+        let fetch = fetch.map_or_else(|| "all that comes".into(), mib);
+        sys::out::line(&format!(
+            "version {version} would be written to slot {slot} and armed\n\
+             fetched or read   {fetch}\n\
+             in place already  {}\n\
+             copied from the running slot  {}\n\
+             image             {}",
+            mib(in_place),
+            mib(copied),
+            mib(image_bytes)
+        ));
+    }
 }
 
 fn facts(context: &Context, host: &Host, slot_len_bytes: u64) -> Result<DeviceFacts> {

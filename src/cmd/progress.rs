@@ -19,51 +19,80 @@ const WIDTH: u64 = 30;
 /// One install's progress.
 pub struct Bar {
     json: bool,
+    /// Bytes of the bundle that will be fetched or read, if that is known.
     total: Option<u64>,
     image: u64,
     fetched: u64,
+    reused: u64,
     started: Duration,
     shown: Duration,
 }
 
 impl Bar {
-    /// For a bundle of `total` bytes, if that is known.
-    pub fn new(json: bool, total: Option<u64>) -> Self {
+    /// For an image of `image` bytes from a bundle of `total` bytes, if that is known.
+    pub fn new(json: bool, image: u64, total: Option<u64>) -> Self {
         let now = BootClock.since_boot();
-        Self { json, total, image: 0, fetched: 0, started: now, shown: Duration::ZERO }
+        Self { json, total, image, fetched: 0, reused: 0, started: now, shown: Duration::ZERO }
+    }
+
+    /// So much of both slots was looked at, of `total`.
+    pub fn look(&mut self, read: u64, total: u64) {
+        let event = json!({ "event": "look", "read": read, "of": total });
+        let percent = read.saturating_mul(100).checked_div(total).unwrap_or(100);
+        self.show(&format!("looking at what is there {percent:3} %"), percent, false, &event);
+    }
+
+    /// It is known what will be fetched, and what is in place or will be copied.
+    pub fn planned(&mut self, fetch: u64, (in_place, copied): (u64, u64)) {
+        self.total = Some(fetch);
+        if self.json {
+            let line = json!({ "event": "plan", "fetch_bytes": fetch, "in_place_bytes": in_place,
+                "copied_bytes": copied, "image_bytes": self.image });
+            sys::out::line(&line.to_string());
+        } else {
+            log::info!(
+                "{} MiB to fetch, {} MiB are in place, {} MiB are copied from the running slot",
+                fetch >> 20,
+                in_place >> 20,
+                copied >> 20
+            );
+        }
     }
 
     /// The bundle is accepted, writing begins.
-    pub fn begin(&mut self, version: &Version, slot: Slot, image_bytes: u64) {
-        self.image = image_bytes;
+    pub fn begin(&mut self, version: &Version, slot: Slot) {
+        self.started = BootClock.since_boot();
         if self.json {
-            let line = json!({ "event": "begin", "version": version, "slot": slot, "image_bytes": image_bytes,
+            let line = json!({ "event": "begin", "version": version, "slot": slot, "image_bytes": self.image,
                 "bundle_bytes": self.total });
             sys::out::line(&line.to_string());
         } else {
-            log::info!("installing {version} into slot {slot}: {} MiB", image_bytes >> 20);
+            log::info!("installing {version} into slot {slot}: {} MiB", self.image >> 20);
         }
     }
 
     /// So much was fetched and written.
     pub fn progress(&mut self, p: Progress) {
-        self.fetched = p.read_bytes;
-        let event = json!({ "event": "progress", "fetched": p.read_bytes, "written": p.done_bytes, "image_bytes": self.image,
-            "bundle_bytes": self.total });
-        self.show("writing", p.done_bytes, &event);
+        (self.fetched, self.reused) = (p.read_bytes, p.reused_bytes);
+        let event = json!({ "event": "progress", "fetched": p.read_bytes, "reused": p.reused_bytes,
+            "written": p.done_bytes, "image_bytes": self.image, "bundle_bytes": self.total });
+        let percent = p.done_bytes.saturating_mul(100).checked_div(self.image).unwrap_or(100);
+        let text = self.describe(percent);
+        self.show(&text, percent, p.done_bytes >= self.image, &event);
     }
 
     /// So much was read back.
-    pub fn read_back(&mut self, bytes: u64, of: u64) {
-        let event = json!({ "event": "read-back", "read": bytes, "image_bytes": of });
-        self.show("reading back", bytes, &event);
+    pub fn read_back(&mut self, bytes: u64) {
+        let event = json!({ "event": "read-back", "read": bytes, "image_bytes": self.image });
+        let percent = bytes.saturating_mul(100).checked_div(self.image).unwrap_or(100);
+        self.show(&format!("reading back {percent:3} %"), percent, bytes >= self.image, &event);
     }
 
     /// The end.
     pub fn armed(&mut self, armed: &Armed, took: Duration) {
         if self.json {
             let line = json!({ "event": "armed", "slot": armed.slot, "tries": armed.tries, "fetched": self.fetched,
-                "written": self.image, "seconds": took.as_secs_f32() });
+                "reused": self.reused, "written": self.image, "seconds": took.as_secs_f32() });
             sys::out::line(&line.to_string());
             return;
         }
@@ -71,19 +100,22 @@ impl Bar {
             sys::out::redraw("");
         }
         let seconds = took.as_secs_f32();
-        log::info!("fetched {} bytes, wrote {} bytes in {seconds:.1} s", self.fetched, self.image);
+        log::info!(
+            "fetched {} bytes, reused {}, the image has {}; {seconds:.1} s",
+            self.fetched,
+            self.reused,
+            self.image
+        );
     }
 
-    fn show(&mut self, what: &str, done: u64, event: &serde_json::Value) {
+    fn show(&mut self, text: &str, percent: u64, last: bool, event: &serde_json::Value) {
         let now = BootClock.since_boot();
         let every = if self.json || sys::out::is_terminal() { EVERY } else { EVERY_LOG };
-        if done < self.image && now < self.shown + every {
+        if !last && now < self.shown + every {
             return;
         }
         self.shown = now;
-        let percent = done.saturating_mul(100).checked_div(self.image).unwrap_or(100);
-        let text = self.describe(what, percent, now);
-        sys::notify::status(&text);
+        sys::notify::status(text);
         if self.json {
             sys::out::line(&event.to_string());
         } else if sys::out::is_terminal() {
@@ -94,8 +126,8 @@ impl Bar {
         }
     }
 
-    fn describe(&self, what: &str, percent: u64, now: Duration) -> String {
-        let elapsed = now.saturating_sub(self.started).as_secs().max(1);
+    fn describe(&self, percent: u64) -> String {
+        let elapsed = BootClock.since_boot().saturating_sub(self.started).as_secs().max(1);
         let rate = self.fetched / elapsed;
         let left = self.total.map_or(String::new(), |total| {
             let seconds = total.saturating_sub(self.fetched) / rate.max(1);
@@ -103,6 +135,10 @@ impl Bar {
         });
         let fetched = self.fetched >> 20;
         let total = self.total.map_or(String::new(), |t| format!(" of {}", t >> 20));
-        format!("{what} {percent:3} %, fetched {fetched}{total} MiB at {} KiB/s{left}", rate >> 10)
+        let reused = match self.reused {
+            0 => String::new(),
+            n => format!(", reused {} MiB", n >> 20),
+        };
+        format!("writing {percent:3} %, fetched {fetched}{total} MiB at {} KiB/s{reused}{left}", rate >> 10)
     }
 }

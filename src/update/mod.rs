@@ -11,13 +11,17 @@
 //! by [`crate::model::phase::classify`] at the next start; recovery is the normal path. `sim` cuts the power, or kills
 //! the process, at every step, up to three times in a row.
 
+mod assemble;
 pub mod health;
 mod install;
 mod journal;
 mod machine;
+mod reuse;
 
+pub use assemble::Plan;
 pub use install::{Armed, Image, Install, Unbootable, Written};
 pub use journal::{FileJournal, JournalStore};
 #[cfg(test)]
 pub use journal::{decode as decode_record, encode as encode_record};
 pub use machine::{Machine, Next};
+pub use reuse::{Place, Reuse};

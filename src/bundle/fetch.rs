@@ -1,0 +1,528 @@
+//! A file on a web server, read in ascending order: only the parts that are wanted, and on through lost connections.
+//!
+//! Nothing here is trusted: what arrives is compared with signed hashes later. What is checked here is checked so that
+//! a server that misbehaves costs a clear message instead of a download that cannot succeed.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::time::Duration;
+
+use ureq::http::{HeaderMap, Response};
+use ureq::{Agent, Body};
+
+use crate::sys::clock::{BootClock, Clock};
+use crate::sys::http::{self, HttpSettings};
+use crate::{Error, Result};
+
+/// The first request, and any that nothing was planned for: manifest and signatures are about as long.
+const FIRST_BYTES: u64 = 4096;
+/// A request is for at least so much, if so much is planned. It bounds what a killed process fetched in vain.
+const REQUEST_BYTES: u64 = 256 * 1024;
+/// A gap up to this is always read over: a request and its answer have about as many bytes.
+const GAP_BYTES: u64 = 1024;
+/// A connection that brought so much before it broke is worth opening again at once.
+const WORTHWHILE_BYTES: u64 = 4 * 1024;
+/// The wait before the second attempt in vain; doubles up to the longest.
+const RETRY: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+/// A file that must be read from its beginning after each break is given up after so many breaks without progress.
+const RESTARTS_MAX: u32 = 4;
+
+/// What a download may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How long nothing may come, whatever the number of attempts.
+    pub stall: Duration,
+    /// How many bytes may be fetched in all.
+    pub max_bytes: Option<u64>,
+}
+
+/// One file on a server.
+pub struct Fetch {
+    agent: Agent,
+    url: String,
+    limits: Limits,
+    /// `None` before the first answer.
+    file: Option<File>,
+    answer: Option<Answer>,
+    position: u64,
+    /// What will be read, in order; may lie behind the position.
+    planned: VecDeque<Range<u64>>,
+    meter: Meter,
+    /// Attempts since something new came.
+    failures: u32,
+    /// When something new came.
+    alive: Duration,
+}
+
+/// The file as the server described it first.
+struct File {
+    len: Option<u64>,
+    /// Its strong ETag, or the time of its last change.
+    identity: Option<String>,
+    /// Whether the server gives parts of it.
+    parts: bool,
+}
+
+/// An answer that is being read.
+struct Answer {
+    body: Box<dyn Read>,
+    /// Where the next byte of it belongs.
+    at: u64,
+    /// Where it ends, if the server said.
+    end: Option<u64>,
+    /// How much it brought.
+    brought: u64,
+}
+
+/// What was fetched, and how fast.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Meter {
+    /// Bytes of bodies.
+    pub bytes: u64,
+    /// Requests.
+    pub requests: u64,
+    /// Time spent waiting for bodies.
+    reading: Duration,
+    /// The shortest time from a request to its answer.
+    latency: Option<Duration>,
+}
+
+impl Meter {
+    /// How many bytes come in the time that one more request takes.
+    pub fn bytes_per_request(&self) -> u64 {
+        let rate = self.bytes as f64 / self.reading.as_secs_f64().max(1e-4);
+        let bytes = rate * self.latency.unwrap_or_default().as_secs_f64();
+        // A float's `as` saturates, which is what is meant.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let bytes = bytes as u64;
+        bytes
+    }
+}
+
+impl Fetch {
+    /// Asks for the file.
+    ///
+    /// # Errors
+    /// `Failed`, saying what to do, if the server cannot be reached or does not give it.
+    pub fn open(url: &str, settings: &HttpSettings, limits: Limits) -> Result<Self> {
+        let read_timeout = settings.read_timeout.min(limits.stall);
+        let agent = http::agent(&HttpSettings { read_timeout, ..settings.clone() })?;
+        let mut fetch = Self {
+            agent,
+            url: url.to_owned(),
+            limits,
+            file: None,
+            answer: None,
+            position: 0,
+            planned: VecDeque::new(),
+            meter: Meter::default(),
+            failures: 0,
+            alive: BootClock.since_boot(),
+        };
+        fetch.connect().map_err(|trouble| match trouble {
+            Trouble::Passing(text, _) => Error::failed(text),
+            Trouble::Final(e) => e,
+        })?;
+        Ok(fetch)
+    }
+
+    /// The file's length, if the server told it.
+    pub fn len_bytes(&self) -> Option<u64> {
+        self.file.as_ref().and_then(|f| f.len)
+    }
+
+    /// Whether parts can be left out.
+    pub fn gives_parts(&self) -> bool {
+        self.file.as_ref().is_some_and(|f| f.parts)
+    }
+
+    /// What was fetched so far.
+    pub const fn meter(&self) -> Meter {
+        self.meter
+    }
+
+    /// Says what will be read from now on, in ascending order.
+    pub fn plan(&mut self, ranges: impl IntoIterator<Item = Range<u64>>) {
+        self.planned = ranges.into_iter().collect();
+    }
+
+    /// Goes on at `range.start`, of which at least `range` will be read. Never backwards.
+    ///
+    /// # Errors
+    /// As reading, if bytes in between must be read all the same.
+    pub fn skip_to(&mut self, range: Range<u64>) -> io::Result<()> {
+        if !self.gives_parts() {
+            return self.read_over(range.start);
+        }
+        // What was asked for already is on its way, and a connection that is read to the end can be used again.
+        if let Some(end) = self.answer.as_ref().and_then(|a| a.end) {
+            self.read_over(range.start.min(end))?;
+            if range.start < end {
+                return Ok(());
+            }
+        }
+        self.position = range.start;
+        while self.planned.front().is_some_and(|p| p.end <= range.start) {
+            self.planned.pop_front();
+        }
+        if !self.planned.front().is_some_and(|p| p.contains(&range.start)) {
+            self.planned.push_front(range);
+        }
+        Ok(())
+    }
+
+    fn read_over(&mut self, to: u64) -> io::Result<()> {
+        let mut away = vec![0; 64 * 1024];
+        while self.position < to {
+            let n = usize::try_from(to - self.position).unwrap_or(usize::MAX).min(away.len());
+            if self.read(away.get_mut(..n).unwrap_or_default())? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn next_range(&self) -> Range<u64> {
+        let end = match self.planned.iter().find(|p| p.contains(&self.position)) {
+            Some(planned) => {
+                let most = self.meter.bytes_per_request().saturating_mul(4).max(REQUEST_BYTES);
+                planned.end.min(self.position.saturating_add(most))
+            }
+            None => self.position.saturating_add(FIRST_BYTES),
+        };
+        self.position..self.len_bytes().map_or(end, |len| end.min(len))
+    }
+
+    fn connect(&mut self) -> std::result::Result<(), Trouble> {
+        let known = self.file.as_ref();
+        let range = known.is_none_or(|f| f.parts).then(|| self.next_range());
+        let wanted = range.as_ref().map_or(self.len_bytes(), |r| known.map(|_| r.end - r.start));
+        self.afford(wanted.unwrap_or(0))?;
+        let mut request = self.agent.get(&self.url);
+        if let Some(range) = &range {
+            request =
+                request.header("Range", format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+        }
+        if let Some(identity) = known.and_then(|f| f.identity.as_ref()).filter(|_| range.is_some()) {
+            request = request.header("If-Range", identity);
+        }
+        self.meter.requests += 1;
+        let asked = BootClock.since_boot();
+        let answer = request.call().map_err(|e| {
+            let under_way = self.file.is_some();
+            let advice = if under_way { "" } else { "; check the address and the network" };
+            Trouble::Passing(format!("{}{advice}", http::reason(&e)), None)
+        })?;
+        let took = BootClock.since_boot().saturating_sub(asked);
+        // The first one has the connection to make.
+        if self.meter.requests > 1 {
+            self.meter.latency = Some(self.meter.latency.map_or(took, |l| l.min(took)));
+        }
+        match answer.status().as_u16() {
+            206 if range.is_some() => self.part(answer, range.unwrap_or(0..0)),
+            200 => self.whole(answer),
+            status => Err(refused(status, answer.headers(), self.file.is_some())),
+        }
+    }
+
+    /// A part of the file: it must be the part that was asked for, of the file that we know.
+    fn part(&mut self, answer: Response<Body>, asked: Range<u64>) -> std::result::Result<(), Trouble> {
+        let headers = answer.headers();
+        let text = text_of(headers, "content-range").unwrap_or_default();
+        let odd = || {
+            Trouble::Final(Error::failed(format!(
+                "the server answers with {text:?} where bytes {}-{} were asked for; use another server, or install from a file",
+                asked.start,
+                asked.end.saturating_sub(1)
+            )))
+        };
+        let (given, len) = content_range(&text).ok_or_else(odd)?;
+        let known_len = self.len_bytes();
+        if given.start != asked.start || given.end > asked.end || known_len.is_some_and(|known| known != len)
+        {
+            // Another length is another file; another part is nonsense.
+            return Err(if given.start == asked.start && given.end <= asked.end { changed() } else { odd() });
+        }
+        let identity = identity_of(headers);
+        match &self.file {
+            Some(file) if file.identity.is_some() && identity.is_some() && file.identity != identity => {
+                return Err(changed());
+            }
+            Some(_) => {}
+            None => self.file = Some(File { len: Some(len), identity, parts: true }),
+        }
+        self.answer = Some(Answer::new(answer, given.start, Some(given.end)));
+        Ok(())
+    }
+
+    /// The whole file, from its beginning: what a server sends that knows no parts, or whose file is another one now.
+    fn whole(&mut self, answer: Response<Body>) -> std::result::Result<(), Trouble> {
+        let identity = identity_of(answer.headers());
+        let len = answer.body().content_length();
+        if let Some(file) = &mut self.file {
+            let same = match (&file.identity, &identity) {
+                (Some(before), Some(now)) => before == now,
+                _ => file.len == len,
+            };
+            if !same {
+                return Err(changed());
+            }
+            file.parts = false;
+            let len = file.len;
+            self.afford(len.unwrap_or(0))?;
+            self.answer = Some(Answer::new(answer, 0, len));
+        } else {
+            self.file = Some(File { len, identity, parts: false });
+            self.afford(len.unwrap_or(0))?;
+            self.answer = Some(Answer::new(answer, 0, len));
+        }
+        Ok(())
+    }
+
+    /// Refuses what would cost more than was allowed.
+    fn afford(&self, bytes: u64) -> std::result::Result<(), Trouble> {
+        match self.limits.max_bytes {
+            Some(max) if self.meter.bytes.saturating_add(bytes) > max => {
+                Err(Trouble::Final(too_much(self.meter.bytes.saturating_add(bytes), max)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads from the present answer what is of use. `None`: it is at its end, or broke.
+    fn some(&mut self, buffer: &mut [u8]) -> std::result::Result<Option<usize>, String> {
+        let Some(answer) = &mut self.answer else { return Ok(None) };
+        let left = answer.end.map_or(u64::MAX, |end| end.saturating_sub(answer.at));
+        if left == 0 {
+            // Its end is read too, so that the connection can be used again.
+            let _ = answer.body.read(&mut [0]);
+            self.answer = None;
+            return Ok(None);
+        }
+        let n = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let asked = BootClock.since_boot();
+        let result = answer.body.read(buffer.get_mut(..n).unwrap_or_default());
+        self.meter.reading += BootClock.since_boot().saturating_sub(asked);
+        let n = result.map_err(|e| why(&e, self.limits.stall))?;
+        self.meter.bytes += n as u64;
+        answer.brought += n as u64;
+        if n == 0 && answer.end.is_none() {
+            // The server did not say how long it is, so this is its end.
+            let len = answer.at;
+            if let Some(file) = &mut self.file {
+                file.len = Some(len);
+            }
+            return Ok(Some(0));
+        }
+        if n == 0 {
+            return Err("the server closed the connection".into());
+        }
+        answer.at += n as u64;
+        // After a restart from the beginning, what was read before comes again.
+        let again =
+            usize::try_from(self.position.saturating_sub(answer.at - n as u64)).unwrap_or(usize::MAX).min(n);
+        buffer.copy_within(again..n, 0);
+        if again < n {
+            self.alive = BootClock.since_boot();
+            if answer.brought >= WORTHWHILE_BYTES || answer.end == Some(answer.at) {
+                self.failures = 0;
+            }
+        }
+        self.position = self.position.max(answer.at);
+        Ok(if again < n { Some(n - again) } else { None })
+    }
+
+    /// After a failed attempt: waits, or gives up.
+    fn bear(&mut self, what: &str, pause: Option<Duration>) -> Result<()> {
+        self.answer = None;
+        self.failures += 1;
+        let silent = BootClock.since_boot().saturating_sub(self.alive);
+        let restarts = !self.gives_parts() && self.failures > RESTARTS_MAX;
+        if silent >= self.limits.stall || restarts {
+            let of = self.len_bytes().map_or_else(String::new, |len| format!(" of {len}"));
+            return Err(Error::failed(format!(
+                "the download stopped after {}{of} bytes: {what}; given up after {} attempts, install again to go on",
+                self.position, self.failures
+            )));
+        }
+        let doubled = RETRY.saturating_mul(2_u32.saturating_pow(self.failures.saturating_sub(2).min(16)));
+        let wait = if self.failures == 1 { Duration::ZERO } else { doubled.min(RETRY_MAX) };
+        let wait = wait.max(pause.unwrap_or_default()).min(self.limits.stall.saturating_sub(silent));
+        log::info!("{what}; trying again in {:.1} s", wait.as_secs_f32());
+        BootClock.sleep(wait);
+        Ok(())
+    }
+}
+
+impl Read for Fetch {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            match self.some(buffer) {
+                Ok(Some(n)) => return Ok(n),
+                Ok(None) if self.answer.is_some() => continue,
+                Ok(None) => {}
+                Err(what) => self.bear(&what, None).map_err(io::Error::other)?,
+            }
+            if self.answer.is_some() {
+                continue;
+            }
+            if self.len_bytes().is_some_and(|len| self.position >= len) {
+                return Ok(0);
+            }
+            match self.connect() {
+                Ok(()) => {}
+                Err(Trouble::Passing(what, pause)) => self.bear(&what, pause).map_err(io::Error::other)?,
+                Err(Trouble::Final(e)) => return Err(io::Error::other(e)),
+            }
+        }
+    }
+}
+
+impl Answer {
+    fn new(answer: Response<Body>, at: u64, end: Option<u64>) -> Self {
+        let body = Box::new(answer.into_body().into_with_config().limit(u64::MAX).reader());
+        Self { body, at, end, brought: 0 }
+    }
+}
+
+/// Joins what is wanted where a request more would cost more than the bytes between, as long as all together takes no
+/// longer than one whole download of `total` bytes. `wanted` is in ascending order; a request costs as much time as
+/// `per_request` bytes.
+pub fn merge(wanted: &[Range<u64>], per_request: u64, total: u64) -> Vec<Range<u64>> {
+    let mut gap = GAP_BYTES;
+    loop {
+        let mut merged: Vec<Range<u64>> = Vec::new();
+        for range in wanted {
+            match merged.last_mut() {
+                Some(last) if range.start <= last.end.saturating_add(gap) => {
+                    last.end = last.end.max(range.end)
+                }
+                _ => merged.push(range.clone()),
+            }
+        }
+        let bytes: u64 = merged.iter().map(|r| r.end - r.start).sum();
+        let cost = (merged.len() as u64).saturating_mul(per_request).saturating_add(bytes);
+        if merged.len() <= 1 || cost <= total.saturating_add(per_request) {
+            return merged;
+        }
+        gap = gap.saturating_mul(2);
+    }
+}
+
+/// The refusal of a download that is too large.
+pub fn too_much(bytes: u64, max: u64) -> Error {
+    Error::refused(format!(
+        "{bytes} bytes would be fetched, at most {max} are allowed; raise --max-download, or install from a file"
+    ))
+}
+
+enum Trouble {
+    /// It may go away by itself; the server may have said after how long.
+    Passing(String, Option<Duration>),
+    Final(Error),
+}
+
+fn refused(status: u16, headers: &HeaderMap, under_way: bool) -> Trouble {
+    let text = format!("the server says {status}; {}", advice(status));
+    match status {
+        408 | 429 | 500..=599 if under_way => {
+            let pause = text_of(headers, "retry-after").and_then(|s| s.parse().ok()).map(Duration::from_secs);
+            Trouble::Passing(text, pause)
+        }
+        412 | 416 if under_way => changed(),
+        _ => Trouble::Final(Error::failed(text)),
+    }
+}
+
+const fn advice(status: u16) -> &'static str {
+    match status {
+        401 | 403 => "it wants to know who asks, or does not let us: check the address and its access",
+        404 | 410 => "check the address",
+        407 => "the proxy wants credentials: check http_proxy",
+        416 => "the file there is empty: see that the bundle was uploaded",
+        429 | 500..=599 => "try again later",
+        _ => "a bundle was expected: check the address",
+    }
+}
+
+fn changed() -> Trouble {
+    Trouble::Final(Error::failed(
+        "the file on the server is another one than when the download began; install again",
+    ))
+}
+
+fn why(e: &io::Error, stall: Duration) -> String {
+    match e.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>()) {
+        Some(ureq::Error::Timeout(_)) => format!("nothing came for {} s", stall.as_secs_f32()),
+        Some(other) => http::reason(other),
+        None => e.to_string(),
+    }
+}
+
+fn text_of(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name).and_then(|v| v.to_str().ok()).map(|v| v.trim().to_owned())
+}
+
+/// What `If-Range` may be asked with: a strong ETag, else the time of the last change (RFC 9110, 13.1.5).
+fn identity_of(headers: &HeaderMap) -> Option<String> {
+    text_of(headers, "etag").filter(|tag| tag.starts_with('"')).or_else(|| text_of(headers, "last-modified"))
+}
+
+/// `bytes 0-99/1000` as the range, and the length of the whole.
+fn content_range(text: &str) -> Option<(Range<u64>, u64)> {
+    let (range, len) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last, len): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, len.parse().ok()?);
+    (first <= last && last < len).then(|| (first..last + 1, len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges_are_read_strictly() {
+        assert_eq!(content_range("bytes 0-99/1000"), Some((0..100, 1000)));
+        assert_eq!(content_range("bytes 999-999/1000"), Some((999..1000, 1000)));
+        for bad in
+            ["", "bytes 0-99/*", "bytes 5-4/10", "bytes 0-10/10", "items 0-1/2", "bytes */10", "bytes 1/2-3"]
+        {
+            assert_eq!(content_range(bad), None, "{bad}");
+        }
+        assert_eq!(content_range(&format!("bytes 0-{}/{}", u64::MAX, u64::MAX)), None);
+    }
+
+    #[test]
+    fn ranges_are_merged_only_as_far_as_time_asks() {
+        let wanted: Vec<_> = (0..100).map(|i| i * 100_000..i * 100_000 + 1000).collect();
+        let total = 10_000_000;
+        // A quick server: each range is asked for by itself.
+        assert_eq!(merge(&wanted, 0, total), wanted);
+        assert_eq!(merge(&wanted, 1000, total), wanted);
+        // A slow one: few requests, and in all never longer than the whole would take.
+        for per_request in [100_000, 1_000_000, 50_000_000] {
+            let merged = merge(&wanted, per_request, total);
+            let bytes: u64 = merged.iter().map(|r| r.end - r.start).sum();
+            assert!(merged.len() as u64 * per_request + bytes <= total + per_request, "{per_request}");
+            assert!(wanted.iter().all(|w| merged.iter().any(|m| m.start <= w.start && w.end <= m.end)));
+        }
+        assert_eq!(merge(&[], 10, total), []);
+    }
+
+    #[test]
+    fn what_identifies_a_file_is_strong() {
+        let with = |name: &'static str, value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            identity_of(&headers)
+        };
+        assert_eq!(with("etag", "\"x\"").as_deref(), Some("\"x\""));
+        assert_eq!(with("etag", "W/\"x\""), None);
+        assert_eq!(with("last-modified", "yesterday").as_deref(), Some("yesterday"));
+    }
+}

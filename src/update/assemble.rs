@@ -1,0 +1,179 @@
+//! Putting an image together in the target slot: from blocks that are on the device already, and from the frames that
+//! carry the others.
+
+use super::reuse::{Place, Reuse, read_image};
+use crate::block::Disk;
+use crate::bundle::{BLOCK_LEN, Checked, Decoder, Frames, Progress, Run, hash};
+use crate::{Doing, Error, Result};
+
+const BLOCK: u64 = BLOCK_LEN as u64;
+/// Holes are looked at in pieces of this many bytes.
+const STEP: usize = 256 * 1024;
+
+/// What will be done, decided before anything is written.
+#[derive(Debug)]
+pub struct Plan {
+    reuse: Reuse,
+    frames: Vec<u64>,
+    /// Bytes that are still to be fetched.
+    pub fetch_bytes: u64,
+}
+
+impl Plan {
+    /// Decides which frames are needed, and tells `frames`.
+    ///
+    /// # Errors
+    /// `Inconsistent` if the index contradicts itself.
+    pub fn new(reuse: Reuse, frames: &mut Frames) -> Result<Self> {
+        let mut needed = Vec::new();
+        for number in 0..frames.index.frames() {
+            let frame =
+                frames.index.frame(number).ok_or_else(|| Error::inconsistent("a frame is missing"))?;
+            if frame.carried.into_iter().any(|c| reuse.place(c) == Place::Missing) {
+                needed.push(number);
+            }
+        }
+        let fetch_bytes = frames.plan(&needed)?;
+        Ok(Self { reuse, frames: needed, fetch_bytes })
+    }
+
+    /// Bytes that are in the target slot already, and bytes that are copied from the active slot.
+    pub fn reused_bytes(&self) -> (u64, u64) {
+        self.reuse.bytes()
+    }
+
+    /// Writes the image. Every block was compared with its signed hash in this run before it is written, also those
+    /// that are copied; what is in place was compared when the plan was made.
+    ///
+    /// # Errors
+    /// `Failed` if frames cannot be had or are damaged, or a slot cannot be read or written.
+    pub fn carry_out(
+        &self,
+        frames: &mut Frames,
+        target: &mut impl Disk,
+        active: &mut impl Disk,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<()> {
+        let mut work = Work { plan: self, target, active, image_len: frames.image_len, reused: 0 };
+        let mut decoder = Decoder::new()?;
+        let mut needed = self.frames.iter().peekable();
+        let mut done = 0;
+        for number in 0..frames.index.frames() {
+            let planned = needed.next_if(|n| **n == number).is_some();
+            let range = frames.index.frame(number).map(|f| f.carried).unwrap_or_default();
+            let runs: Vec<Run> = frames.index.runs(range).collect();
+            if let (Some(first), Some(last)) = (runs.first(), runs.last()) {
+                work.clear(done, &runs, first.block * BLOCK)?;
+                done = (last.block + last.len) * BLOCK;
+            }
+            // What cannot be copied after all is fetched.
+            if planned || !work.copy(&runs, frames)? {
+                work.fetch(number, frames, &mut decoder)?;
+            }
+            progress(Progress {
+                done_bytes: done.min(work.image_len),
+                total_bytes: work.image_len,
+                read_bytes: frames.meter().bytes,
+                reused_bytes: work.reused,
+            });
+        }
+        let end = work.image_len;
+        work.zeros(done, end)
+    }
+}
+
+/// The slots, while one is written.
+struct Work<'a, T, A> {
+    plan: &'a Plan,
+    target: &'a mut T,
+    active: &'a mut A,
+    image_len: u64,
+    reused: u64,
+}
+
+impl<T: Disk, A: Disk> Work<'_, T, A> {
+    /// Copies the blocks of a frame that the active slot has. `false`: not all of them are there any more.
+    fn copy(&mut self, runs: &[Run], frames: &Frames) -> Result<bool> {
+        let mut block = vec![0; BLOCK_LEN];
+        for run in runs {
+            for i in 0..run.len {
+                let carried = run.carried + i;
+                match self.plan.reuse.place(carried) {
+                    Place::Missing => return Ok(false),
+                    Place::Target => {}
+                    Place::Active(at) => {
+                        let read = self.active.read_at(at, &mut block);
+                        if read.is_err() || frames.index.hash(carried) != Some(hash(&block)) {
+                            log::debug!("byte {at} of the active slot changed; its block is fetched");
+                            return Ok(false);
+                        }
+                        self.put((run.block + i) * BLOCK, &block)?;
+                    }
+                }
+                self.reused += BLOCK;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Fetches a frame and writes the blocks of it that are not in place.
+    fn fetch(&mut self, number: u64, frames: &mut Frames, decoder: &mut Decoder) -> Result<()> {
+        let image_len = self.image_len;
+        let target = &mut *self.target;
+        let mut recall = |run: Run, bytes: &mut [u8]| {
+            read_image(target, image_len, run.block * BLOCK, bytes).doing(|| "read what was written")
+        };
+        for Checked { run, bytes } in frames.decode(decoder, number, &mut recall)? {
+            // Neighbours that are to be written are written together.
+            let mut from = 0;
+            for i in 0..=run.len {
+                let stays = i == run.len || self.plan.reuse.place(run.carried + i) == Place::Target;
+                if !stays {
+                    continue;
+                }
+                let piece = usize::try_from(from * BLOCK).ok().zip(usize::try_from(i * BLOCK).ok());
+                let piece = piece.and_then(|(from, to)| bytes.get(from..to)).unwrap_or_default();
+                self.put((run.block + from) * BLOCK, piece)?;
+                from = i + 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes whole blocks, without what the last of them has beyond the image.
+    fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let inside = usize::try_from(self.image_len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        match bytes.get(..bytes.len().min(inside)) {
+            Some(bytes @ [_, ..]) => self.target.write_at(offset, bytes),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the holes before and between the runs of a frame zero.
+    fn clear(&mut self, from: u64, runs: &[Run], first: u64) -> Result<()> {
+        self.zeros(from, first)?;
+        for pair in runs.windows(2) {
+            if let [before, after] = pair {
+                self.zeros((before.block + before.len) * BLOCK, after.block * BLOCK)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a stretch zero. It is read first: most are already, and flash wears out by writing.
+    fn zeros(&mut self, from: u64, to: u64) -> Result<()> {
+        let mut buffer = Vec::new();
+        let mut at = from;
+        while at < to.min(self.image_len) {
+            let len = usize::try_from(to.min(self.image_len) - at).unwrap_or(STEP).min(STEP);
+            buffer.resize(len, 0);
+            self.target.read_at(at, &mut buffer)?;
+            if buffer.iter().any(|b| *b != 0) {
+                buffer.fill(0);
+                self.target.write_at(at, &buffer)?;
+            }
+            at += len as u64;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,205 @@
+//! What of a new image is on the device already: in the slot that is to be written, where an earlier install got to, or
+//! anywhere in the slot that runs.
+//!
+//! The disk itself is asked, block by block and by hash, so there is no record that could be wrong. Slots are only read.
+
+use crate::block::Disk;
+use crate::bundle::{BLOCK_LEN, Hash, Index, hash};
+use crate::{Error, Result};
+
+/// Bytes read in one go.
+const STEP: usize = 256 * 1024;
+const BLOCK: u64 = BLOCK_LEN as u64;
+const NOWHERE: u32 = u32::MAX;
+const IN_TARGET: u32 = u32::MAX - 1;
+
+/// Where one block of the new image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the target slot, where it belongs.
+    Target,
+    /// In the active slot, at this byte.
+    Active(u64),
+    /// Nowhere on the device.
+    Missing,
+}
+
+/// Where each carried block is. 4 bytes for each.
+#[derive(Debug)]
+pub struct Reuse {
+    places: Vec<u32>,
+}
+
+impl Reuse {
+    /// Reads both slots and looks for the blocks of `index`, whose image has `image_len` bytes. `progress` is told the
+    /// bytes read so far.
+    ///
+    /// # Errors
+    /// `Failed` if the target cannot be read. Blocks of the active slot that cannot be read count as missing.
+    pub fn survey(
+        index: &Index,
+        image_len: u64,
+        target: &mut impl Disk,
+        active: &mut impl Disk,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self> {
+        let carried = usize::try_from(index.carried())
+            .map_err(|_| Error::failed("an image with more blocks than memory can list"))?;
+        let mut reuse = Self { places: vec![NOWHERE; carried] };
+        let mut read = 0;
+        reuse.look_in_target(index, image_len, target, &mut |n| {
+            read += n;
+            progress(read);
+        })?;
+        let wanted = reuse.missing_by_hash(index);
+        if !wanted.is_empty() {
+            reuse.look_in_active(index, &wanted, active, &mut |n| {
+                read += n;
+                progress(read);
+            });
+        }
+        Ok(reuse)
+    }
+
+    /// Where a carried block is.
+    pub fn place(&self, carried: u64) -> Place {
+        match usize::try_from(carried).ok().and_then(|c| self.places.get(c)) {
+            Some(&IN_TARGET) => Place::Target,
+            None | Some(&NOWHERE) => Place::Missing,
+            Some(&block) => Place::Active(u64::from(block) * BLOCK),
+        }
+    }
+
+    /// How many bytes are in the target, and how many in the active slot only.
+    pub fn bytes(&self) -> (u64, u64) {
+        let count =
+            |wanted: fn(&u32) -> bool| self.places.iter().filter(|p| wanted(p)).count() as u64 * BLOCK;
+        (count(|p| *p == IN_TARGET), count(|p| *p < IN_TARGET))
+    }
+
+    fn look_in_target(
+        &mut self,
+        index: &Index,
+        image_len: u64,
+        target: &mut impl Disk,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<()> {
+        let mut buffer = vec![0; STEP];
+        for run in index.runs(0..index.carried()) {
+            let mut done = 0;
+            while done < run.len {
+                let blocks = (run.len - done).min((STEP / BLOCK_LEN) as u64);
+                let len = usize::try_from(blocks * BLOCK).unwrap_or(STEP);
+                let bytes = buffer.get_mut(..len).unwrap_or_default();
+                read_image(target, image_len, (run.block + done) * BLOCK, bytes)?;
+                for (carried, block) in (run.carried + done..).zip(bytes.chunks_exact(BLOCK_LEN)) {
+                    if index.hash(carried) == Some(hash(block)) {
+                        self.put(carried, IN_TARGET);
+                    }
+                }
+                done += blocks;
+                progress(blocks * BLOCK);
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, carried: u64, place: u32) {
+        if let Some(p) = usize::try_from(carried).ok().and_then(|c| self.places.get_mut(c)) {
+            *p = place;
+        }
+    }
+
+    /// The blocks that are missing, in the order of their hashes.
+    fn missing_by_hash(&self, index: &Index) -> Vec<u32> {
+        let missing = (0_u32..).zip(&self.places).filter(|(_, p)| **p == NOWHERE).map(|(c, _)| c);
+        let mut wanted: Vec<u32> = missing.collect();
+        wanted.sort_unstable_by_key(|c| index.hash((*c).into()));
+        wanted
+    }
+
+    /// Looks at every block of the active slot. Whatever cannot be read there is simply not found.
+    fn look_in_active(
+        &mut self,
+        index: &Index,
+        wanted: &[u32],
+        active: &mut impl Disk,
+        progress: &mut dyn FnMut(u64),
+    ) {
+        let filter = Filter::new(wanted.iter().filter_map(|c| index.hash((*c).into())));
+        let mut buffer = vec![0; STEP];
+        let whole = active.len_bytes() / BLOCK * BLOCK;
+        let mut offset = 0;
+        while offset < whole {
+            let len = usize::try_from(whole - offset).unwrap_or(STEP).min(STEP);
+            let bytes = buffer.get_mut(..len).unwrap_or_default();
+            if active.read_at(offset, bytes).is_ok() {
+                for (block, bytes) in (offset / BLOCK..).zip(bytes.chunks_exact(BLOCK_LEN)) {
+                    let found = hash(bytes);
+                    if filter.may_hold(&found)
+                        && let Ok(block) = u32::try_from(block)
+                    {
+                        self.found(index, wanted, found, block);
+                    }
+                }
+            }
+            offset += len as u64;
+            progress(len as u64);
+        }
+    }
+
+    /// Notes that a block with this hash is in the active slot, for all blocks of the image that have it.
+    fn found(&mut self, index: &Index, wanted: &[u32], found: Hash, block: u32) {
+        let first = wanted.partition_point(|c| index.hash((*c).into()) < Some(found));
+        let same = wanted.iter().skip(first).take_while(|c| index.hash((**c).into()) == Some(found));
+        for carried in same {
+            let carried = u64::from(*carried);
+            if self.place(carried) != Place::Missing {
+                // All of them were found before.
+                return;
+            }
+            self.put(carried, block);
+        }
+    }
+}
+
+/// Reads part of an image from the slot that holds it. What lies behind its end reads as zeros: that is how its last
+/// block was hashed.
+///
+/// # Errors
+/// `Failed` if it cannot be read.
+pub fn read_image(disk: &mut impl Disk, image_len: u64, offset: u64, bytes: &mut [u8]) -> Result<()> {
+    let inside = usize::try_from(image_len.saturating_sub(offset)).unwrap_or(usize::MAX).min(bytes.len());
+    let (inside, behind) = bytes.split_at_mut(inside);
+    behind.fill(0);
+    disk.read_at(offset, inside)
+}
+
+/// Says quickly that a hash is not among the wanted ones: a bit for each value of its first 20 bits.
+struct Filter {
+    bits: Vec<u64>,
+}
+
+impl Filter {
+    fn new(hashes: impl Iterator<Item = Hash>) -> Self {
+        let mut bits = vec![0; 1 << 14];
+        for hash in hashes {
+            let (word, bit) = Self::at(&hash);
+            if let Some(word) = bits.get_mut(word) {
+                *word |= bit;
+            }
+        }
+        Self { bits }
+    }
+
+    fn may_hold(&self, hash: &Hash) -> bool {
+        let (word, bit) = Self::at(hash);
+        self.bits.get(word).is_some_and(|w| w & bit != 0)
+    }
+
+    const fn at(hash: &Hash) -> (usize, u64) {
+        let [a, b, c, ..] = *hash;
+        let n = u32::from_be_bytes([0, a, b, c]) >> 4;
+        ((n >> 6) as usize, 1 << (n & 63))
+    }
+}

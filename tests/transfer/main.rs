@@ -1,0 +1,265 @@
+//! Installing from servers, good and bad: what is fetched, what is reused, and that no wrong byte is ever written.
+#![cfg(feature = "build-host")]
+// Tests may panic and start programs.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, clippy::cast_possible_truncation)]
+
+mod server;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::process::{Command, Output, Stdio};
+
+use server::{Server, Vice};
+use support::{Device, KeyPair, SLOT, outcome, pattern, twinhull};
+
+struct Bench {
+    dir: tempfile::TempDir,
+    key: KeyPair,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let key = KeyPair::new(dir.path(), "fleet");
+        Self { dir, key }
+    }
+
+    /// A device that gives up after a second of silence.
+    fn device(&self) -> Device {
+        let device = Device::new(&[&self.key]);
+        device.write("etc/twinhull/stall.toml", "[bundle]\nstall_s = 1\n");
+        device
+    }
+
+    fn bundle(&self, image: &[u8]) -> Vec<u8> {
+        let [raw, out] = ["image", "bundle"].map(|n| self.dir.path().join(n));
+        fs::write(&raw, image).unwrap();
+        let [raw, out_text, secret] = [&raw, &out, &self.key.secret].map(|p| p.to_str().unwrap());
+        let made = twinhull(&[
+            "bundle",
+            "create",
+            "--image",
+            raw,
+            "--version",
+            "2.0.0",
+            "--compatible",
+            "intel-nuc",
+            "--arch",
+            "amd64",
+            "--level",
+            "3",
+            "--frame-size",
+            "16",
+            "--prefix-size",
+            "64",
+            "--key",
+            secret,
+            "-o",
+            out_text,
+        ]);
+        assert!(made.status.success(), "{}", outcome(&made).1);
+        fs::read(&out).unwrap()
+    }
+}
+
+fn install(device: &Device, url: &str, more: &[&str]) -> Output {
+    device.twinhull(&[&["install", "--json", url], more].concat())
+}
+
+/// The events that an install told.
+fn events(output: &Output) -> Vec<serde_json::Value> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{l}: {e}"))).collect()
+}
+
+fn event(output: &Output, name: &str) -> serde_json::Value {
+    let found = events(output).into_iter().rfind(|e| e["event"] == name);
+    found.unwrap_or_else(|| panic!("no {name}: {output:?}"))
+}
+
+fn assert_installed(device: &Device, output: &Output, image: &[u8]) {
+    assert_eq!(outcome(output).0, 0, "{}", outcome(output).1);
+    assert_eq!(device.status()["phase"], "ready-to-reboot");
+    assert!(device.slots()[1][..image.len()] == *image, "the slot does not hold the image");
+}
+
+/// Every block of the slot is the image's or what was there before.
+fn assert_no_wrong_byte(device: &Device, before: &[u8], image: &[u8]) {
+    let slot = &device.slots()[1];
+    for (at, now) in (0..slot.len()).step_by(4096).zip(slot.chunks(4096)) {
+        let new = image.get(at..(at + 4096).min(image.len()));
+        let is_new = new.is_some_and(|new| now[..new.len()] == *new);
+        assert!(is_new || now == &before[at..at + now.len()], "wrong bytes in the block at {at}");
+    }
+}
+
+#[test]
+fn servers_of_every_kind_give_the_image_or_a_clear_refusal() {
+    let bench = Bench::new();
+    // Not a multiple of a block, with holes.
+    let image = pattern((3 << 20) + 1234, 99);
+    let bundle = bench.bundle(&image);
+    for (vice, says) in [
+        (Vice::None, None),
+        (Vice::Closes(100 * 1024), None),
+        (Vice::Closes(5000), None),
+        (Vice::NoParts, None),
+        (Vice::NoPartsClosesOnce, None),
+        (Vice::ForgetsParts, None),
+        (Vice::Overflows, None),
+        (Vice::Busy, None),
+        (Vice::Changes, Some("another one than when the download began")),
+        (Vice::ChangesSilently, Some("another one than when the download began")),
+        (Vice::Shifts, Some("get it again")),
+        (Vice::Lies, Some("the server answers with \"bytes")),
+        (Vice::Corrupts, Some("get it again")),
+        (Vice::Stalls(500_000), Some("nothing came for 1 s")),
+        (Vice::Goes(500_000), Some("the download stopped after")),
+    ] {
+        let device = bench.device();
+        let [slot_a, slot_b] = device.slots();
+        let server = Server::start(bundle.clone(), vice);
+        let output = install(&device, &server.url, &[]);
+        let (code, text) = outcome(&output);
+        assert!(!text.contains("panicked"), "{vice:?}: {text}");
+        assert!(device.slots()[0] == slot_a, "{vice:?}: the active slot changed");
+        assert_no_wrong_byte(&device, &slot_b, &image);
+        match says {
+            None => {
+                assert_eq!(code, 0, "{vice:?}: {text}");
+                assert_installed(&device, &output, &image);
+            }
+            Some(says) => {
+                assert_eq!(code, 1, "{vice:?}: {text}");
+                let last = text.lines().last().unwrap_or("");
+                assert!(last.contains(says) && last.contains(&server.url), "{vice:?}: {last}");
+                assert_eq!(device.status()["phase"], "steady", "{vice:?}");
+                // What was written is right, and the next attempt goes on from there.
+                let good = Server::start(bundle.clone(), Vice::None);
+                let output = install(&device, &good.url, &[]);
+                assert_installed(&device, &output, &image);
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_of_the_running_slot_are_reused_wherever_they_are() {
+    let bench = Bench::new();
+    let device = bench.device();
+    let [slot_a, _] = device.slots();
+    // The running system, moved by eight blocks, with a few blocks changed.
+    let mut image = pattern(8 * 4096, 1);
+    image.extend(&slot_a[..3 << 20]);
+    for block in [20, 300, 301, 700] {
+        image[block * 4096..block * 4096 + 100].fill(7);
+    }
+    let server = Server::start(bench.bundle(&image), Vice::None);
+    let explained = install(&device, &server.url, &["--explain"]);
+    let told = event(&explained, "explain");
+    let fetch = told["fetch_bytes"].as_u64().unwrap();
+    assert!(fetch < 250_000, "{told}");
+    let copied = told["copied_bytes"].as_u64().unwrap();
+    assert!(copied > 2_400_000 && copied <= image.len() as u64, "{told}");
+    assert_eq!(
+        (device.status()["phase"].as_str(), device.path("mnt/state/twinhull").exists()),
+        (Some("steady"), false)
+    );
+
+    // One byte less than needed is refused before anything is written; enough is enough.
+    let before = device.slots();
+    let sent = server.sent();
+    let refused = install(&device, &server.url, &["--max-download", &(fetch - 1).to_string()]);
+    assert_eq!(outcome(&refused).0, 3, "{}", outcome(&refused).1);
+    assert!(outcome(&refused).1.contains("--max-download"), "{}", outcome(&refused).1);
+    assert!(device.slots() == before && server.sent() - sent < 100_000);
+    assert_eq!(device.status()["update"]["state"], "idle");
+
+    let sent = server.sent();
+    let output = install(&device, &server.url, &["--max-download", &fetch.to_string()]);
+    assert_installed(&device, &output, &image);
+    assert!(server.sent() - sent <= fetch);
+    assert!(device.slots()[0] == slot_a, "the active slot changed");
+}
+
+#[test]
+fn a_server_without_parts_is_refused_when_the_budget_is_less_than_the_whole() {
+    let bench = Bench::new();
+    let image = pattern(1 << 20, 4);
+    let bundle = bench.bundle(&image);
+    let device = bench.device();
+    let slot_b = device.slots()[1].clone();
+    for vice in [Vice::NoParts, Vice::ForgetsParts] {
+        let server = Server::start(bundle.clone(), vice);
+        let output = install(&device, &server.url, &["--max-download", &(bundle.len() - 1).to_string()]);
+        assert_eq!(outcome(&output).0, 3, "{vice:?}: {}", outcome(&output).1);
+        assert!(device.slots()[1] == slot_b, "{vice:?}: something was written");
+    }
+}
+
+#[test]
+fn an_image_that_is_in_place_costs_almost_nothing() {
+    let bench = Bench::new();
+    let device = bench.device();
+    let image = pattern(SLOT, 6);
+    let bundle = bench.bundle(&image);
+    fs::write(device.path("dev/vda3"), &image).unwrap();
+    let server = Server::start(bundle, Vice::None);
+    let output = install(&device, &server.url, &[]);
+    assert_installed(&device, &output, &image);
+    assert!(server.sent() < 40_000, "{}", server.sent());
+}
+
+#[test]
+fn an_install_that_is_killed_goes_on_where_it_was() {
+    let bench = Bench::new();
+    let image = pattern(SLOT, 11);
+    let bundle = bench.bundle(&image);
+    let whole = {
+        let (device, server) = (bench.device(), Server::start(bundle.clone(), Vice::None));
+        assert_installed(&device, &install(&device, &server.url, &[]), &image);
+        assert!(!device.path("mnt/state/twinhull/bundle.index").exists(), "the index is kept for nothing");
+        server.sent()
+    };
+    let device = bench.device();
+    let server = Server::start(bundle, Vice::None);
+    let mut kills = 0;
+    for part in 1..12 {
+        let done = install_until(&device, &server, whole * part / 12);
+        kills += u32::from(!done);
+        assert_eq!(device.status()["boot"]["trial"].is_null(), !done, "{}", device.status());
+    }
+    assert!(kills > 3, "only {kills} kills");
+    let output = install(&device, &server.url, &[]);
+    let (code, text) = outcome(&output);
+    assert_eq!(code, 0, "{text}");
+    assert!(device.slots()[1] == image);
+    // What a kill loses is on its way or in the buffers of two sockets; on this small image that is a lot.
+    let most = whole + u64::from(kills) * 280_000;
+    assert!(server.sent() <= most, "{} of {most} after {kills} kills", server.sent());
+    // The index was fetched once: it lies behind what every process asks for first.
+    assert_eq!(server.asked().iter().filter(|r| r.starts_with("4096-")).count(), 1, "{:?}", server.asked());
+}
+
+/// Runs an install and kills it as soon as the server has sent `bytes`.
+fn install_until(device: &Device, server: &Server, bytes: u64) -> bool {
+    let root = device.path("");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_twinhull"))
+        .args(["--root", root.to_str().unwrap(), "install", &server.url])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.success();
+        }
+        if server.sent() >= bytes {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return false;
+        }
+        std::thread::yield_now();
+    }
+}
