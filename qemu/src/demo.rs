@@ -122,7 +122,7 @@ fn tell(lab: &Lab, cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outc
         "GRUB: partition 2 used up its tries, back to partition 3",
     );
     device.booted()?;
-    rolled_back(device, t, "3.0.0 rolled back, with the reason", "3.0.0", &["3"])?;
+    rolled_back(device, t, "3.0.0 rolled back, with the reason", "3.0.0", &["used up its tries"])?;
 
     t.chapter("An update whose container engine does not start");
     make_bundle(lab, t, "4.0.0", Fault::NoEngine)?;

@@ -13,6 +13,8 @@ use crate::machine::{Disk, Machine};
 
 /// What the agent says when it is there.
 const AGENT_READY: &str = "lab-agent ready";
+/// What an automatically logged in root sees.
+const PROMPT: &str = "root@";
 /// Time that a boot may take on a busy machine.
 pub const BOOT: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(200);
@@ -56,6 +58,18 @@ impl Device {
             }
             self.check_waiting(deadline, &format!("the console to show {text:?}"))?;
         }
+    }
+
+    /// Waits until the shell on the serial console asks for a command. Before that, whoever writes to the console is
+    /// cut off: the login takes the terminal away from all others (vhangup(2)).
+    pub fn console_shell(&mut self) -> Outcome {
+        let deadline = Instant::now() + BOOT;
+        self.console("(automatic login)", BOOT)?;
+        // The prompt has no end of line.
+        while !self.console_unread()?.contains(PROMPT) {
+            self.check_waiting(deadline, "the shell on the console")?;
+        }
+        Ok(())
     }
 
     /// Takes everything that the console has said as read.

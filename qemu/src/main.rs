@@ -35,7 +35,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let command = match parse(&args) {
+    // Only looked at, before `qemu/run` installs anything.
+    let only_check = args.first().is_some_and(|a| a == "check");
+    let command = match parse(args.get(usize::from(only_check)..).unwrap_or_default()) {
+        Ok(_) if only_check => return ExitCode::SUCCESS,
         Ok(command) => command,
         Err(e) => {
             eprintln!("qemu/run: {e}; see qemu/run --help");

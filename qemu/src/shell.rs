@@ -7,14 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::Outcome;
-use crate::device::{BOOT, Device};
+use crate::device::Device;
 use crate::images::{FIRST_VERSION, Fault, Lab, bundle_url};
 use crate::machine::Disk;
 
 /// Ctrl-], as telnet has it.
 const ESCAPE: u8 = 0x1d;
-/// What an automatically logged in root sees.
-const PROMPT: &str = "root@";
 
 /// The terminal without echo and line editing, until dropped.
 struct Raw(Option<String>);
@@ -95,16 +93,9 @@ pub fn open(lab: &Lab) -> Outcome {
 /// Types the lines of standard input when the shell is there, and then `poweroff`.
 fn type_input(mut device: Device, mut console: UnixStream) -> Outcome {
     device.booted()?;
-    // The prompt has no end of line: waiting for the login before it, then for the prompt itself.
-    device.console("(automatic login)", BOOT)?;
+    device.console_shell()?;
     let mut input = String::new();
     std::io::stdin().read_to_string(&mut input).map_err(|e| format!("standard input: {e}"))?;
-    for _ in 0..600 {
-        if device.console_unread()?.contains(PROMPT) {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
     let input = format!("{}\npoweroff\n", input.trim_end());
     console.write_all(input.as_bytes()).map_err(|e| format!("the console: {e}"))?;
     device.machine.wait_off(Duration::from_secs(1800))

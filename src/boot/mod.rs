@@ -19,6 +19,7 @@ pub mod grub;
 pub mod resin;
 pub mod sdboot;
 mod store;
+pub mod tryboot;
 pub mod uboot_env;
 pub mod uboot_text;
 mod variables;
@@ -58,9 +59,20 @@ pub trait BootChooser {
     /// As [`BootChooser::arm`].
     fn disarm(&mut self, primary: Slot) -> Result<()>;
 
-    /// The argument that the reboot must carry for the trial to happen (Raspberry Pi: `0 tryboot`).
-    fn reboot_arg(&self) -> Option<&'static CStr> {
-        None
+    /// Whether the firmware tries a system only once and by itself never again: then each try of an armed trial is
+    /// started by the running system, with [`BootChooser::before_reboot`].
+    fn one_shot(&self) -> bool {
+        false
+    }
+
+    /// To be called before each orderly reboot. If a trial is armed and the firmware is a one-shot, makes the reboot one of
+    /// its tries: the try is counted, durably, before this returns. Gives the argument that the reboot must carry
+    /// (Raspberry Pi: `0 tryboot`).
+    ///
+    /// # Errors
+    /// As [`BootChooser::arm`]; the reboot then ends in the primary slot.
+    fn before_reboot(&mut self) -> Result<Option<&'static CStr>> {
+        Ok(None)
     }
 }
 
@@ -81,7 +93,11 @@ impl<C: BootChooser + ?Sized> BootChooser for Box<C> {
         (**self).disarm(primary)
     }
 
-    fn reboot_arg(&self) -> Option<&'static CStr> {
-        (**self).reboot_arg()
+    fn one_shot(&self) -> bool {
+        (**self).one_shot()
+    }
+
+    fn before_reboot(&mut self) -> Result<Option<&'static CStr>> {
+        (**self).before_reboot()
     }
 }

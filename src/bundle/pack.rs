@@ -44,7 +44,7 @@ pub struct Recipe {
     pub level: i32,
     /// Blocks in a frame, 1 to `index::FRAME_BLOCKS_MAX`.
     pub frame_blocks: u32,
-    /// Blocks before a frame that it is compressed with, 0 to [`index::PREFIX_BLOCKS_MAX`].
+    /// Blocks before a frame that it is compressed with, 0 to `index::PREFIX_BLOCKS_MAX`.
     pub prefix_blocks: u32,
 }
 

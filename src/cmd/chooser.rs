@@ -8,6 +8,7 @@ use crate::boot::Directory;
 use crate::boot::grub::Grub;
 use crate::boot::resin::{Notation, Partitions};
 use crate::boot::sdboot::{SystemdBoot, template_name};
+use crate::boot::tryboot::{self, Tryboot};
 use crate::boot::uboot_env::{Place, Places, UbootEnv, parse_config};
 use crate::boot::uboot_text::{PLAN_FILE, UbootText};
 use crate::config::{Boot, Chooser};
@@ -41,6 +42,11 @@ pub fn open(root: &Root, settings: &Boot, disk: &BootedDisk) -> Result<(AnyChoos
         }
         Chooser::UbootText => Box::new(UbootText::new(Directory::new(root.path(BOOT)), partitions)),
         Chooser::SystemdBoot => Box::new(SystemdBoot::new(Directory::new(root.path(ENTRIES)))),
+        Chooser::Tryboot => {
+            let [a, b] = settings.tryboot_partitions;
+            let store = Directory::new(root.path(BOOT));
+            Box::new(Tryboot::new(store, Partitions { a, b }, eeprom_built(root)?))
+        }
         Chooser::UbootEnv => {
             let text = sys::file::read_text(&file, LIMIT_BYTES)?;
             let places = parse_config(&text).doing(|| file.display().to_string())?;
@@ -51,6 +57,19 @@ pub fn open(root: &Root, settings: &Boot, disk: &BootedDisk) -> Result<(AnyChoos
     Ok((opened, chooser))
 }
 
+/// When the bootloader EEPROM was built, in seconds since 1970; `None` on boards without one.
+fn eeprom_built(root: &Root) -> Result<Option<u32>> {
+    let node = root.path("/proc/device-tree/chosen/bootloader/build-timestamp");
+    let raw = sys::file::read_if_exists(&node, LIMIT_BYTES)?;
+    raw.map(|raw| {
+        let bytes = raw.as_slice().try_into();
+        bytes
+            .map(u32::from_be_bytes)
+            .map_err(|_| Error::failed(format!("{}: {} bytes, expected 4", node.display(), raw.len())))
+    })
+    .transpose()
+}
+
 /// The file that shows that a bootloader is there.
 fn evidence(settings: &Boot, chooser: Chooser) -> PathBuf {
     match chooser {
@@ -58,6 +77,7 @@ fn evidence(settings: &Boot, chooser: Chooser) -> PathBuf {
         Chooser::BalenaBootloader => Path::new(BOOT).join("bootenv"),
         Chooser::UbootText => Path::new(BOOT).join(PLAN_FILE),
         Chooser::UbootEnv => "/etc/fw_env.config".into(),
+        Chooser::Tryboot => Path::new(BOOT).join(tryboot::FILE),
         Chooser::SystemdBoot => Path::new(ENTRIES).join(template_name(Slot::A)),
     }
 }
@@ -108,6 +128,7 @@ mod tests {
             ("/mnt/boot/resinOS_uEnv.txt", Chooser::UbootText),
             ("/etc/fw_env.config", Chooser::UbootEnv),
             ("/mnt/boot/loader/entries/twinhull-a.entry", Chooser::SystemdBoot),
+            ("/mnt/boot/autoboot.txt", Chooser::Tryboot),
         ] {
             assert_eq!(find_among(&[file, "/mnt/boot/config.json"]).unwrap(), expected);
         }

@@ -152,7 +152,7 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
         }
     };
     if args.reboot {
-        return super::resume::reboot(&host, &format!("to try slot {}", armed.slot));
+        return super::resume::reboot(&mut host, &format!("to try slot {}", armed.slot));
     }
     if !context.json {
         sys::out::line(&format!("slot {} boots next, {} tries; reboot to try it", armed.slot, armed.tries));

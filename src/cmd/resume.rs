@@ -39,7 +39,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
             log::info!("{why}");
             Ok(0)
         }
-        Next::Reboot { why } => reboot(&host, &why),
+        Next::Reboot { why } => reboot(&mut host, &why),
         Next::CheckHealth { tries_left } => on_trial(context, &mut host, tries_left),
     }
 }
@@ -79,10 +79,14 @@ fn on_trial(context: &Context, host: &mut Host, tries_left: u8) -> Result<u8> {
 }
 
 /// Reboots in order.
-pub(super) fn reboot(host: &Host, why: &str) -> Result<u8> {
+pub(super) fn reboot(host: &mut Host, why: &str) -> Result<u8> {
     use crate::boot::BootChooser;
     log::warn!("rebooting: {why}");
-    let argument = host.machine.chooser.reboot_arg().and_then(|a| a.to_str().ok());
-    sys::power::reboot(argument)?;
+    // Without it the primary slot boots, which is as safe: the reboot must not wait for it.
+    let argument = host.machine.chooser.before_reboot().unwrap_or_else(|e| {
+        log::warn!("{e}; this reboot is no try of the armed system");
+        None
+    });
+    sys::power::reboot(argument.and_then(|a| a.to_str().ok()))?;
     Ok(0)
 }

@@ -37,7 +37,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     }
     let mut host = Host::open(context)?;
     match host.machine.condemn(&reason)? {
-        Next::Reboot { why } if may_reboot => super::resume::reboot(&host, &why),
+        Next::Reboot { why } if may_reboot => super::resume::reboot(&mut host, &why),
         Next::Reboot { why } => {
             sys::out::line(&format!("reboot to go {why}"));
             Ok(crate::Kind::RebootNeeded.exit_code())

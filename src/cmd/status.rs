@@ -207,6 +207,11 @@ fn explain(phase: &Phase) -> String {
             "a trial is armed that no journal knows; `twinhull resume` disarms it".to_owned()
         }
         Phase::ReadyToReboot => "the new system is armed; reboot to try it".to_owned(),
+        Phase::TryAgain { tries_left } => {
+            format!(
+                "the new system did not come up; `twinhull resume` tries it again ({tries_left} more tries)"
+            )
+        }
         Phase::TrialFailed { why, .. } => why.clone(),
         Phase::OnTrial { tries_left } => {
             format!("the new system runs on trial; health checks decide ({tries_left} more tries)")

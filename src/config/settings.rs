@@ -42,6 +42,8 @@ pub struct Boot {
     pub chooser: Option<Chooser>,
     /// GRUB's environment block. `grub.cfg` must name the same file.
     pub grub_env: PathBuf,
+    /// Tryboot only: the numbers of the partitions that hold the kernels of slot A and of slot B.
+    pub tryboot_partitions: [u32; 2],
     /// Boots that a new system may use before the old one returns, 1 to 9.
     pub tries: u8,
 }
@@ -60,12 +62,20 @@ pub enum Chooser {
     UbootEnv,
     /// systemd-boot with counted entries.
     SystemdBoot,
+    /// Raspberry Pi's firmware with `autoboot.txt` on a partition of its own, and a boot partition for each slot.
+    Tryboot,
 }
 
 impl Chooser {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Grub, Self::BalenaBootloader, Self::UbootText, Self::UbootEnv, Self::SystemdBoot];
+    pub const ALL: [Self; 6] = [
+        Self::Grub,
+        Self::BalenaBootloader,
+        Self::UbootText,
+        Self::UbootEnv,
+        Self::SystemdBoot,
+        Self::Tryboot,
+    ];
 
     /// Its name in the settings.
     pub const fn name(self) -> &'static str {
@@ -75,6 +85,7 @@ impl Chooser {
             Self::UbootText => "uboot-text",
             Self::UbootEnv => "uboot-env",
             Self::SystemdBoot => "systemd-boot",
+            Self::Tryboot => "tryboot",
         }
     }
 }
@@ -173,7 +184,12 @@ pub struct Init {
 
 impl Default for Boot {
     fn default() -> Self {
-        Self { chooser: None, grub_env: "/mnt/boot/EFI/BOOT/grubenv".into(), tries: 3 }
+        Self {
+            chooser: None,
+            grub_env: "/mnt/boot/EFI/BOOT/grubenv".into(),
+            tryboot_partitions: [2, 3],
+            tries: 3,
+        }
     }
 }
 
@@ -269,6 +285,12 @@ impl Settings {
         let wrong = |text: String| Err(Error::failed(text));
         if !(1..=9).contains(&self.boot.tries) {
             return wrong(format!("boot.tries = {}: expected 1 to 9", self.boot.tries));
+        }
+        let [a, b] = self.boot.tryboot_partitions;
+        if a == b || a == 0 || b == 0 {
+            return wrong(format!(
+                "boot.tryboot_partitions = [{a}, {b}]: expected two partition numbers, from 1"
+            ));
         }
         if self.bundle.stall_s == 0 {
             return wrong("bundle.stall_s = 0: every download would be given up at once".into());

@@ -16,6 +16,8 @@ pub struct Observed {
     pub boot_id: BootId,
     /// The note of a boot that PID 1 gave up, if there is one.
     pub boot_failure: Option<BootFailure>,
+    /// Whether each try of a trial must be started by the running system, because the firmware tries only once.
+    pub one_shot: bool,
 }
 
 /// Where the device stands, and with it what has to happen next.
@@ -29,6 +31,12 @@ pub enum Phase {
     StrayTrial,
     /// The target is whole and armed, and this is still the boot that wrote it. Reboot.
     ReadyToReboot,
+    /// The old system runs again, the trial has tries left, and the firmware tries only when it is told to. Reboot, into
+    /// the next try.
+    TryAgain {
+        /// Boots that the trial may still use.
+        tries_left: u8,
+    },
     /// The old system runs again after a trial. Disarm, then the journal keeps the outcome and why.
     TrialFailed {
         /// Rolled back, or abandoned if the new system never had a try.
@@ -63,6 +71,7 @@ impl Phase {
             Self::InstallInterrupted => "install-interrupted",
             Self::StrayTrial => "stray-trial",
             Self::ReadyToReboot => "ready-to-reboot",
+            Self::TryAgain { .. } => "try-again",
             Self::TrialFailed { .. } => "trial-failed",
             Self::OnTrial { .. } => "on-trial",
             Self::Condemned { .. } => "condemned",
@@ -77,7 +86,7 @@ impl Phase {
 /// A trial that is missing from the plan is never armed again: after a failed health check that would loop for ever.
 /// Every doubt leads back to the old system, and the next install finds what was written and reuses it.
 pub fn classify(seen: &Observed) -> Phase {
-    let Observed { state, plan, booted, boot_id, boot_failure } = seen;
+    let Observed { state, plan, booted, boot_id, boot_failure, one_shot } = seen;
     match state {
         State::Idle => idle(*plan, *booted),
         State::Installing { target, .. } if booted == target => Phase::Inconsistent {
@@ -101,7 +110,7 @@ pub fn classify(seen: &Observed) -> Phase {
                 },
                 (false, false) => {
                     let note = boot_failure.as_ref().filter(|n| n.slot == Some(*target));
-                    back_on_old(*plan, *target, verdict.as_deref(), note)
+                    back_on_old(*plan, *target, verdict.as_deref(), note, *one_shot)
                 }
                 (true, false) => on_target(*plan, *target, verdict.as_deref()),
             }
@@ -125,7 +134,13 @@ fn idle(plan: BootPlan, booted: Slot) -> Phase {
     }
 }
 
-fn back_on_old(plan: BootPlan, target: Slot, verdict: Option<&str>, note: Option<&BootFailure>) -> Phase {
+fn back_on_old(
+    plan: BootPlan,
+    target: Slot,
+    verdict: Option<&str>,
+    note: Option<&BootFailure>,
+    one_shot: bool,
+) -> Phase {
     let (outcome, why) = match (verdict, plan.tries(target)) {
         (Some(why), _) => (Outcome::RolledBack, why.to_owned()),
         (None, None) if plan.primary == target => {
@@ -141,6 +156,8 @@ fn back_on_old(plan: BootPlan, target: Slot, verdict: Option<&str>, note: Option
             };
             (Outcome::RolledBack, format!("slot {target} used up its tries{last}"))
         }
+        // The next try is ours to start; the count goes down with each, so this ends.
+        (None, Some(tries_left @ 1..)) if one_shot => return Phase::TryAgain { tries_left },
         (None, Some(left)) => (
             Outcome::RolledBack,
             format!("the bootloader chose slot {} although slot {target} had {left} tries left", !target),
@@ -179,11 +196,19 @@ mod tests {
 
     /// The kind of a phase, without its words.
     fn kind(state: State, plan: BootPlan, booted: Slot, boot: &str) -> &'static str {
-        match classify(&Observed { state, plan, booted, boot_id: BootId(boot.into()), boot_failure: None }) {
+        match classify(&Observed {
+            state,
+            plan,
+            booted,
+            boot_id: BootId(boot.into()),
+            boot_failure: None,
+            one_shot: false,
+        }) {
             Phase::Steady => "steady",
             Phase::InstallInterrupted => "interrupted",
             Phase::StrayTrial => "stray",
             Phase::ReadyToReboot => "ready",
+            Phase::TryAgain { .. } => "again",
             Phase::TrialFailed { outcome: Outcome::Abandoned, .. } => "abandoned",
             Phase::TrialFailed { .. } => "failed",
             Phase::OnTrial { .. } => "on-trial",
@@ -207,9 +232,27 @@ mod tests {
                 booted: Slot::A,
                 boot_id: BootId("later".into()),
                 boot_failure: Some(note),
+                one_shot: false,
             };
             let why = expected.to_owned();
             assert_eq!(classify(&seen), Phase::TrialFailed { outcome: Outcome::RolledBack, why });
+        }
+    }
+
+    #[test]
+    fn one_shot_firmware_is_asked_again_until_the_tries_are_used_up() {
+        for (tries_left, verdict, again) in
+            [(2, None, true), (1, None, true), (0, None, false), (2, Some("no"), false)]
+        {
+            let seen = Observed {
+                state: trial(verdict),
+                plan: BootPlan::on_trial(Slot::B, tries_left),
+                booted: Slot::A,
+                boot_id: BootId("later".into()),
+                boot_failure: None,
+                one_shot: true,
+            };
+            assert_eq!(classify(&seen) == Phase::TryAgain { tries_left }, again, "{tries_left} {verdict:?}");
         }
     }
 

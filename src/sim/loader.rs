@@ -10,6 +10,7 @@ use super::{grub_script, sdboot_model, uboot_script};
 use crate::boot::grub::{Block, Grub, encode};
 use crate::boot::resin::{self, Notation, Partitions};
 use crate::boot::sdboot::{Entry, SystemdBoot, template_name};
+use crate::boot::tryboot::{self, Section, Tryboot};
 use crate::boot::uboot_env::{UbootEnv, decode, newer};
 use crate::boot::uboot_text::{COUNT_FILE, PLAN_FILE, UbootText};
 use crate::boot::{BootChooser, Environment};
@@ -65,10 +66,12 @@ pub enum Loader {
     Initramfs,
     /// systemd-boot.
     SystemdBoot,
+    /// Raspberry Pi's firmware with `autoboot.txt`.
+    Tryboot,
 }
 
 impl Loader {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Grub,
         Self::Bootenv,
         Self::UbootText,
@@ -76,6 +79,7 @@ impl Loader {
         Self::UbootEnvSingle,
         Self::Initramfs,
         Self::SystemdBoot,
+        Self::Tryboot,
     ];
 
     /// The boot partition of a new device, settled on slot A.
@@ -101,6 +105,9 @@ impl Loader {
                 let [a, b] = Slot::ALL.map(|slot| text(&template_name(slot), &template(slot)));
                 BTreeMap::from([a, b, ("twinhull-a.conf".to_owned(), first)])
             }
+            Self::Tryboot => {
+                BTreeMap::from([text(tryboot::FILE, include_str!("../../boot/raspberrypi/autoboot.txt"))])
+            }
         }
     }
 
@@ -111,7 +118,7 @@ impl Loader {
             Self::UbootText | Self::UbootEnv | Self::UbootEnvSingle | Self::Initramfs => {
                 Notation::Hex(PARTITIONS)
             }
-            Self::SystemdBoot => unreachable!("it has no variables"),
+            Self::SystemdBoot | Self::Tryboot => unreachable!("it has no variables"),
         }
     }
 
@@ -124,11 +131,12 @@ impl Loader {
                 Box::new(UbootEnv::new(store, PARTITIONS))
             }
             Self::SystemdBoot => Box::new(SystemdBoot::new(store)),
+            Self::Tryboot => Box::new(Tryboot::new(store, PARTITIONS, None)),
         }
     }
 
-    /// What runs before twinhull, with these files on the boot partition.
-    pub fn choose(self, files: &BTreeMap<String, Vec<u8>>) -> Choice {
+    /// What runs before twinhull, with these files on the boot partition. `asked`: the reboot carried `0 tryboot`.
+    pub fn choose(self, files: &BTreeMap<String, Vec<u8>>, asked: bool) -> Choice {
         let file = |name: &str| files.get(name).map(Vec::as_slice);
         match self {
             Self::Grub => {
@@ -163,6 +171,7 @@ impl Loader {
                     rename.map(|(old, new)| (old.clone(), (new, files[&old].clone()))).unzip();
                 Choice { slot, save, renamed }
             }
+            Self::Tryboot => Choice::counting(tryboot::FILE, (firmware(file(tryboot::FILE), asked), None)),
         }
     }
 }
@@ -205,4 +214,15 @@ fn uboot_env(first: &[u8], second: Option<&[u8]>) -> (Slot, Option<(usize, Vec<u
         (target, loaded.encode(&entries, loaded.flag.wrapping_add(1)).unwrap())
     });
     (slot, save)
+}
+
+/// The model of Raspberry Pi's firmware: `[tryboot]` once if the reboot asked for it, else `[all]`.
+///
+/// Source: Raspberry Pi documentation, "autoboot.txt".
+fn firmware(file: Option<&[u8]>, asked: bool) -> Slot {
+    let Some(autoboot) = file.and_then(|raw| tryboot::decode(raw).ok()) else { return Slot::A };
+    let part = |section| autoboot.value(section, "boot_partition");
+    let all = part(Section::All);
+    let chosen = if asked { part(Section::Tryboot).or(all) } else { all };
+    if chosen.as_deref() == Some("3") { Slot::B } else { Slot::A }
 }

@@ -82,7 +82,8 @@ fn depth(loader: Loader) -> usize {
         | Loader::UbootEnv
         | Loader::UbootEnvSingle
         | Loader::Initramfs
-        | Loader::SystemdBoot => std::env::var("SWEEP_DEPTH").map_or(2, |d| d.parse().unwrap()),
+        | Loader::SystemdBoot
+        | Loader::Tryboot => std::env::var("SWEEP_DEPTH").map_or(2, |d| d.parse().unwrap()),
     }
 }
 

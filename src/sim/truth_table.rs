@@ -6,6 +6,7 @@ use super::loader::Loader;
 use super::uboot_script;
 use crate::boot::Environment;
 use crate::boot::grub::{Block, decode, encode};
+use crate::boot::tryboot;
 use crate::boot::uboot_text::{COUNT_FILE, PLAN_FILE};
 
 const README: &str = include_str!("../../boot/README.md");
@@ -34,13 +35,33 @@ fn grub() {
             block.variables.set(name, value);
         }
         let files = BTreeMap::from([("grubenv".to_owned(), encode(&block).unwrap().to_vec())]);
-        let choice = Loader::Grub.choose(&files);
+        let choice = Loader::Grub.choose(&files, false);
         let counted = choice.save.map(|(_, raw)| decode(&raw).unwrap().variables.value("bootcount").unwrap());
         assert_eq!(
             (choice.slot.to_string().as_str(), counted.as_deref().unwrap_or("-")),
             (row[4], row[5]),
             "{row:?}"
         );
+    }
+}
+
+#[test]
+fn raspberry_pi() {
+    let rows: Vec<Vec<&str>> = README
+        .lines()
+        .skip_while(|l| !l.starts_with("| `[all]` |"))
+        .skip(2)
+        .take_while(|l| l.starts_with('|'))
+        .map(|l| l.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    assert!(rows.len() >= 7, "{} rows found", rows.len());
+    for row in rows {
+        let text = format!(
+            "[all]\ntryboot_a_b=1\nboot_partition={}\n[tryboot]\nboot_partition={}\n# twinhull: tries_left={}\n",
+            row[0], row[1], row[2]
+        );
+        let files = BTreeMap::from([(tryboot::FILE.to_owned(), text.into_bytes())]);
+        assert_eq!(Loader::Tryboot.choose(&files, row[3] == "yes").slot.to_string(), row[4], "{row:?}");
     }
 }
 
@@ -53,7 +74,7 @@ fn u_boot_with_text_files() {
             *files.entry(file.to_owned()).or_default() += &format!("{name}={value}\n");
         }
         let files = files.into_iter().map(|(name, text)| (name, text.into_bytes())).collect();
-        let choice = Loader::UbootText.choose(&files);
+        let choice = Loader::UbootText.choose(&files, false);
         let counted = choice.save.map(|(_, raw)| uboot_script::import(&raw)["bootcount"].clone());
         assert_eq!(
             (choice.slot.to_string().as_str(), counted.as_deref().unwrap_or("-")),

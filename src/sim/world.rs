@@ -145,6 +145,8 @@ pub struct End {
 
 /// The device and the update that somebody installs on it.
 pub struct World {
+    /// The last orderly reboot carried `0 tryboot`.
+    tryboot: bool,
     loader: Loader,
     files: Files,
     media: Shared,
@@ -166,9 +168,17 @@ enum Stop {
     Violation(String),
 }
 
+fn stop(e: crate::Error) -> Stop {
+    match e.kind() {
+        Kind::PowerCut => Stop::Interrupted,
+        _ => Stop::Violation(e.to_string()),
+    }
+}
+
 impl World {
     pub fn new(loader: Loader, behaviour: Behaviour, impatient: bool) -> Self {
         Self {
+            tryboot: false,
             loader,
             files: Rc::new(RefCell::new(loader.seed())),
             media: Rc::new(RefCell::new(Media::new())),
@@ -208,7 +218,7 @@ impl World {
             };
             // Processes of this boot, until one asks for a reboot or nothing is left to do.
             loop {
-                match self.process(booted, &mut installs_left) {
+                match self.process_and_reboot(booted, &mut installs_left) {
                     Ok(true) => continue 'power_on,
                     Ok(false) => break 'power_on booted,
                     Err(Stop::Violation(what)) => return Err(what),
@@ -258,7 +268,10 @@ impl World {
     /// One boot: the script's choice, then the chosen slot's kernel. `None`: it panicked.
     fn boot(&mut self) -> std::result::Result<Option<Slot>, Stop> {
         self.boots += 1;
-        let choice = self.loader.choose(&self.files.borrow());
+        // One-shot: whatever comes of this boot, the next one does not have it.
+        let asked = std::mem::take(&mut self.tryboot);
+        let choice = self.loader.choose(&self.files.borrow(), asked);
+        self.tried |= asked;
         if choice.save.is_some() {
             self.power.step().map_err(|_| Stop::Interrupted)?;
             self.tried = choice.save_into(&mut self.files.borrow_mut());
@@ -272,13 +285,23 @@ impl World {
         }
     }
 
+    /// One process, and the orderly reboot that it asks for.
+    fn process_and_reboot(
+        &mut self,
+        booted: Slot,
+        installs_left: &mut u8,
+    ) -> std::result::Result<bool, Stop> {
+        let reboot = self.process(booted, installs_left)?;
+        if reboot {
+            let argument = self.machine(booted).chooser.before_reboot().map_err(stop)?;
+            self.tryboot = argument.is_some();
+        }
+        Ok(reboot)
+    }
+
     /// One process of twinhull: settles, checks health, and installs if somebody still wants to. `true`: reboot.
     fn process(&mut self, booted: Slot, installs_left: &mut u8) -> std::result::Result<bool, Stop> {
         let mut machine = self.machine(booted);
-        let stop = |e: crate::Error| match e.kind() {
-            Kind::PowerCut => Stop::Interrupted,
-            _ => Stop::Violation(e.to_string()),
-        };
         match machine.settle().map_err(stop)? {
             Next::Reboot { .. } => Ok(true),
             Next::CheckHealth { .. } => {
@@ -329,27 +352,32 @@ impl World {
         let content = image_of(version, behaviour);
         let image =
             Image { len_bytes: content.len() as u64, digest: Digest(Sha256::digest(&content).into()) };
-        let mut disk =
-            SlotDisk { media: self.media.clone(), power: self.power.clone(), slot: !machine.booted };
+        let booted = machine.booted;
+        let mut disk = SlotDisk { media: self.media.clone(), power: self.power.clone(), slot: !booted };
         self.tried = false;
         self.writing = false;
         let begun = Install::begin(&mut machine, release(version), image)?;
         self.writing = true;
-        begun
+        let armed = begun
             .write(&mut disk, |disk| {
                 content.chunks(BLOCK).enumerate().try_for_each(|(i, b)| disk.write_at((i * BLOCK) as u64, b))
             })?
             .read_back(&mut disk, |_| ())?
-            .arm(TRIES, Before::default())?;
-        self.armed = true;
-        self.writing = false;
-        Ok(())
+            .arm(TRIES, Before::default());
+        // A chooser may have something to tidy up after its commit point: cut there, the trial is armed all the same.
+        if armed.is_ok() || self.machine(booted).chooser.plan()?.trial.is_some() {
+            self.armed = true;
+            self.writing = false;
+        }
+        armed.map(drop)
     }
 
     /// After the story, with the power on: version 3 installs and is committed, from wherever the device stands.
     pub fn second_install(&mut self, booted: Slot) -> std::result::Result<(), String> {
         let machine = self.machine(booted);
         self.install(machine, 3, Behaviour::Good).map_err(|e| format!("second install: {e}"))?;
+        let argument = self.machine(booted).chooser.before_reboot().map_err(|e| e.to_string())?;
+        self.tryboot = argument.is_some();
         let mut nobody = 0;
         let now = match self.boot() {
             Ok(Some(now)) if now == !booted => now,

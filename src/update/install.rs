@@ -57,7 +57,7 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
     pub fn begin(machine: &'m mut Machine<C, J>, release: Release, image: Image) -> Result<Self> {
         let (record, plan, phase) = machine.observe()?;
         match phase {
-            Phase::Steady | Phase::StrayTrial | Phase::ReadyToReboot => {}
+            Phase::Steady | Phase::StrayTrial | Phase::ReadyToReboot | Phase::TryAgain { .. } => {}
             Phase::InstallInterrupted
             | Phase::TrialFailed { .. }
             | Phase::CommitLanded

@@ -53,6 +53,7 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
             booted: self.booted,
             boot_id: self.boot_id.clone(),
             boot_failure: self.boot_failure.clone(),
+            one_shot: self.chooser.one_shot(),
         });
         Ok((record, plan, phase))
     }
@@ -79,6 +80,9 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
             Phase::ReadyToReboot => {
                 Ok(Next::Reboot { why: format!("slot {} is armed; the next boot tries it", !self.booted) })
             }
+            Phase::TryAgain { tries_left } => Ok(Next::Reboot {
+                why: format!("slot {} has {tries_left} tries left; trying it again", !self.booted),
+            }),
             Phase::TrialFailed { outcome, why } => {
                 let record = self.remember(record, outcome, &why)?;
                 self.chooser.disarm(self.booted)?;
@@ -117,6 +121,7 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
             | Phase::StrayTrial
             | Phase::InstallInterrupted
             | Phase::ReadyToReboot
+            | Phase::TryAgain { .. }
             | Phase::TrialFailed { .. }
             | Phase::Condemned { .. }
             | Phase::Inconsistent { .. } => Err(Error::refused(format!(
@@ -135,7 +140,7 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
         let (record, _, phase) = self.observe()?;
         match (&phase, record.state) {
             (
-                Phase::OnTrial { .. } | Phase::ReadyToReboot,
+                Phase::OnTrial { .. } | Phase::ReadyToReboot | Phase::TryAgain { .. },
                 State::Trial { target, release, armed_in, before, verdict: None },
             ) => {
                 let state = State::Trial { target, release, armed_in, before, verdict: Some(why.to_owned()) };
