@@ -252,7 +252,7 @@ fn install(
     name: &'static str,
 ) -> Outcome {
     let said = device.ask(&format!("twinhull install {}", bundle_url(cloud, version)), 20 * MINUTE)?;
-    let summary = said.lines().find(|l| l.contains("bytes") && l.contains("wrote"));
+    let summary = said.lines().find(|l| l.starts_with("fetched") && l.contains("bytes"));
     let summary = summary.ok_or_else(|| format!("install does not say how many bytes: {said}"))?;
     let served = cloud.log().iter().any(|e| e["path"].as_str().is_some_and(|p| p.contains(version)));
     if !served {
