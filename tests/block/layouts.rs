@@ -7,7 +7,7 @@ use twinhull::block::{Disk, FileDisk, Table, TableEntry, grow};
 
 use crate::grow::{cuts, grow as grow_all, only_the_last_grew, plan};
 use crate::mbr::raspberry;
-use crate::tools::{Image, MIB, Scratch, device_script, must, run};
+use crate::tools::{Image, MIB, Scratch, device_script, must, run, unmount};
 
 struct Layout {
     what: &'static str,
@@ -368,7 +368,7 @@ fn the_kernel_grows_the_mounted_file_system_of_every_layout() {
         medium.flush().unwrap();
 
         assert_eq!(std::fs::read_to_string(at.join("link")).unwrap(), "kept".repeat(50_000), "{}", l.what);
-        must("umount", &[at.to_str().unwrap()], "");
+        unmount(&at);
         disk.mounted = None;
         must("e2fsck", &["-fn", node.to_str().unwrap()], "");
         if !may_grow {

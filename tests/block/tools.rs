@@ -128,6 +128,18 @@ pub fn must(program: &str, args: &[&str], input: &str) -> String {
     text
 }
 
+/// Unmounts. A child that another test has just forked holds every descriptor of this process until it starts its
+/// program, so a busy mount is tried again for ten seconds.
+pub fn unmount(at: &Path) {
+    for _ in 0..100 {
+        if run("umount", &[at.to_str().unwrap()], "").0 {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    must("umount", &[at.to_str().unwrap()], "");
+}
+
 /// Scratch files of one test.
 pub struct Scratch(tempfile::TempDir);
 
