@@ -27,6 +27,13 @@ need_packages() {
     [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
 }
 
+# The machine's own package sources of Debian 12, a `deb` line each, so that no mirror is named in this project:
+# `debian_sources ''` is the point release alone, `debian_sources '|-updates|-security'` all that came since as well.
+debian_sources() {
+    apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+        grep -E "^deb [^ ]+ bookworm($1) main\$" | sort -u
+}
+
 # Demands Rust 1.88 or newer, which Debian 12 does not package.
 need_rust() {
     local found
