@@ -6,7 +6,7 @@ use crate::block::BootedDisk;
 use crate::boot::BootChooser;
 use crate::cli::Context;
 use crate::config::Settings;
-use crate::model::{BOOT_FAILURE, BootFailure, BootId, Slot, Version};
+use crate::model::{BOOT_FAILURE, BootFailure, BootId, OS_RELEASE, OsRelease, Slot, Version};
 use crate::update::{FileJournal, Machine, Next};
 use crate::{Doing, Error, Result, Root, sys};
 
@@ -91,11 +91,10 @@ fn open_state(root: &Root) -> Result<PathBuf> {
 /// # Errors
 /// `Failed` if the file or the field is missing, or is no version.
 pub fn os_version(root: &Root) -> Result<Version> {
-    let path = root.path("/etc/os-release");
-    let text = sys::file::read_text(&path, SMALL_FILE_BYTES)?;
-    text.lines()
-        .find_map(|l| l.strip_prefix("VERSION_ID="))
+    let path = root.path(OS_RELEASE);
+    let os = OsRelease::parse(&sys::file::read_text(&path, SMALL_FILE_BYTES)?);
+    os.get("VERSION_ID")
         .ok_or_else(|| Error::failed("no VERSION_ID"))
-        .and_then(|v| v.trim_matches(['"', '\'']).parse())
+        .and_then(str::parse)
         .doing(|| path.display().to_string())
 }
