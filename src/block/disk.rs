@@ -95,7 +95,10 @@ impl Disk for FileDisk {
 
     fn flush(&mut self) -> Result<()> {
         let doing = || format!("flush {}", self.path.display());
-        self.file.sync_all().doing(doing)?;
-        sys::file::drop_cache(&self.file).doing(doing)
+        let flushed = self.file.sync_all();
+        // Also when the flush failed: what the cache holds must not be taken for the medium's by the next install.
+        let dropped = sys::file::drop_cache(&self.file);
+        flushed.doing(doing)?;
+        dropped.doing(doing)
     }
 }
