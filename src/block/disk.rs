@@ -27,6 +27,24 @@ pub trait Disk {
     fn flush(&mut self) -> Result<()>;
 }
 
+impl<D: Disk + ?Sized> Disk for &mut D {
+    fn len_bytes(&self) -> u64 {
+        (**self).len_bytes()
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        (**self).read_at(offset, buffer)
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        (**self).write_at(offset, bytes)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        (**self).flush()
+    }
+}
+
 /// A block device or a regular file.
 #[derive(Debug)]
 pub struct FileDisk {
@@ -77,7 +95,10 @@ impl Disk for FileDisk {
 
     fn flush(&mut self) -> Result<()> {
         let doing = || format!("flush {}", self.path.display());
-        self.file.sync_all().doing(doing)?;
-        sys::file::drop_cache(&self.file).doing(doing)
+        let flushed = self.file.sync_all();
+        // Also when the flush failed: what the cache holds must not be taken for the medium's by the next install.
+        let dropped = sys::file::drop_cache(&self.file);
+        flushed.doing(doing)?;
+        dropped.doing(doing)
     }
 }

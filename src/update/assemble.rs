@@ -258,15 +258,16 @@ impl<T: Disk> Work<'_, T> {
         Ok(())
     }
 
-    /// Makes a stretch zero. It is read first: most are already, and flash wears out by writing.
+    /// Makes a stretch zero. It is read first: most are already, and flash wears out by writing. A bad sector is mended
+    /// by that, too.
     fn zeros(&mut self, from: u64, to: u64) -> Result<()> {
         let mut buffer = Vec::new();
         let mut at = from;
         while at < to.min(self.image_len) {
             let len = usize::try_from(to.min(self.image_len) - at).unwrap_or(STEP).min(STEP);
             buffer.resize(len, 0);
-            self.target.read_at(at, &mut buffer)?;
-            if buffer.iter().any(|b| *b != 0) {
+            let read = self.target.read_at(at, &mut buffer);
+            if read.is_err() || buffer.iter().any(|b| *b != 0) {
                 buffer.fill(0);
                 self.target.write_at(at, &buffer)?;
             }

@@ -41,8 +41,10 @@ impl Reuse {
     /// Reads both slots and looks for the blocks of `index`, whose image has `image_len` bytes, and whether the active
     /// slot still holds `old`. `progress` is told the bytes read so far.
     ///
+    /// Blocks that cannot be read count as missing, in either slot: a bad sector of the target is mended by writing it.
+    ///
     /// # Errors
-    /// `Failed` if the target cannot be read. Blocks of the active slot that cannot be read count as missing.
+    /// `Failed` if the image has more blocks than memory can list.
     pub fn survey(
         index: &Index,
         image_len: u64,
@@ -58,7 +60,7 @@ impl Reuse {
         reuse.look_in_target(index, image_len, target, &mut |n| {
             read += n;
             progress(read);
-        })?;
+        });
         let wanted = reuse.missing_by_hash(index);
         if !wanted.is_empty() {
             reuse.look_in_active(index, &wanted, active, old, &mut |n| {
@@ -96,7 +98,7 @@ impl Reuse {
         image_len: u64,
         target: &mut impl Disk,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<()> {
+    ) {
         let mut buffer = vec![0; STEP];
         for run in index.runs(0..index.carried()) {
             let mut done = 0;
@@ -104,9 +106,13 @@ impl Reuse {
                 let blocks = (run.len - done).min((STEP / BLOCK_LEN) as u64);
                 let len = usize::try_from(blocks * BLOCK).unwrap_or(STEP);
                 let bytes = buffer.get_mut(..len).unwrap_or_default();
-                read_image(target, image_len, (run.block + done) * BLOCK, bytes)?;
-                for (carried, block) in (run.carried + done..).zip(bytes.chunks_exact(BLOCK_LEN)) {
-                    if index.hash(carried) == Some(hash(block)) {
+                let offset = (run.block + done) * BLOCK;
+                let whole = read_image(target, image_len, offset, bytes).is_ok();
+                let blocks_of = bytes.chunks_exact_mut(BLOCK_LEN);
+                for ((i, carried), block) in (0..).zip(run.carried + done..).zip(blocks_of) {
+                    // Around a bad sector, each block by itself.
+                    let is_read = whole || read_image(target, image_len, offset + i * BLOCK, block).is_ok();
+                    if is_read && index.hash(carried) == Some(hash(block)) {
                         self.put(carried, IN_TARGET);
                     }
                 }
@@ -114,7 +120,6 @@ impl Reuse {
                 progress(blocks * BLOCK);
             }
         }
-        Ok(())
     }
 
     fn put(&mut self, carried: u64, place: u32) {

@@ -1,9 +1,8 @@
-//! Damage, by accident and on purpose.
+//! Damage, by accident and on purpose. (`tests/mutations` makes thousands of kinds more.)
 
-use std::io::{BufReader, Cursor};
+use std::io::Cursor;
 
 use twinhull::bundle::Bundle;
-use twinhull::bundle::sign::Signer;
 
 use crate::install;
 use crate::lab::{self, Lab, Member, has, image_with_holes, join, split};
@@ -190,110 +189,4 @@ fn a_damaged_bundle_is_not_signed_and_stays_as_it_is() {
     lab.write("b", &bad);
     assert_eq!(lab.run(&["bundle", "sign", "b", "--key", "a.key"]).code, 1);
     assert_eq!(lab.read("b"), bad);
-}
-
-/// What a mutation does to a bundle.
-#[derive(Debug, Clone)]
-enum Mutation {
-    Set { at: usize, to: Vec<u8> },
-    Cut { at: usize, len: usize },
-    Insert { at: usize, bytes: Vec<u8> },
-    Copy { from: usize, len: usize, to: usize },
-    Truncate { len: usize },
-}
-
-fn mutation() -> impl proptest::strategy::Strategy<Value = Mutation> {
-    use proptest::collection::vec;
-    use proptest::prelude::*;
-    let at = any::<usize>();
-    prop_oneof![
-        4 => (at, vec(any::<u8>(), 1..9)).prop_map(|(at, to)| Mutation::Set { at, to }),
-        1 => (at, 1..2000_usize).prop_map(|(at, len)| Mutation::Cut { at, len }),
-        1 => (at, vec(any::<u8>(), 1..1500)).prop_map(|(at, bytes)| Mutation::Insert { at, bytes }),
-        2 => (at, 1..2048_usize, at).prop_map(|(from, len, to)| Mutation::Copy { from, len, to }),
-        1 => at.prop_map(|len| Mutation::Truncate { len }),
-    ]
-}
-
-fn mutate(bundle: &mut Vec<u8>, m: &Mutation) {
-    let len = bundle.len().max(1);
-    match m {
-        Mutation::Set { at, to } => {
-            for (i, b) in to.iter().enumerate() {
-                if let Some(byte) = bundle.get_mut(at % len + i) {
-                    *byte = *b;
-                }
-            }
-        }
-        Mutation::Cut { at, len: n } => {
-            let at = at % len;
-            bundle.drain(at..(at + n).min(bundle.len()));
-        }
-        Mutation::Insert { at, bytes } => {
-            let at = at % len;
-            bundle.splice(at..at, bytes.iter().copied());
-        }
-        Mutation::Copy { from, len: n, to } => {
-            let from = from % len;
-            let piece = bundle[from..(from + n).min(bundle.len())].to_vec();
-            let to = (to % len).min(bundle.len() - piece.len());
-            bundle[to..to + piece.len()].copy_from_slice(&piece);
-        }
-        Mutation::Truncate { len: n } => bundle.truncate(n % len),
-    }
-}
-
-#[test]
-fn mutated_bundles_are_refused_or_give_the_same_image() {
-    use proptest::test_runner::{Config, TestRunner};
-    let lab = Lab::new();
-    let image = image_with_holes();
-    let bundle = lab.bundle(&image);
-    let keys = lab.keys();
-    let mut runner = TestRunner::new(Config { cases: 500, failure_persistence: None, ..Config::default() });
-    runner
-        .run(&proptest::collection::vec(mutation(), 1..4), |mutations| {
-            let mut bad = bundle.clone();
-            mutations.iter().for_each(|m| mutate(&mut bad, m));
-            let result = install(&bad, &keys, &image);
-            assert!(result.is_err() || bad == bundle, "accepted: {mutations:?}");
-            Ok(())
-        })
-        .unwrap();
-}
-
-#[test]
-fn mutated_and_signed_indexes_and_frames_are_refused_or_give_the_same_image() {
-    use proptest::test_runner::{Config, TestRunner};
-    let lab = Lab::new();
-    let image = image_with_holes();
-    let whole = split(&lab.bundle(&image));
-    let text = String::from_utf8(whole[0].1.clone()).unwrap();
-    let keys = lab.keys();
-    let signer = Signer::load(&lab.path("a.key"), None).unwrap();
-    let mut runner = TestRunner::new(Config { cases: 100, failure_persistence: None, ..Config::default() });
-    // A careless or hostile maker with the right key: what is signed is what is in it, and it makes no sense.
-    runner
-        .run(&(mutation(), 2..4_usize), |(m, which)| {
-            let mut bad = whole.clone();
-            mutate(&mut bad[which].1, &m);
-            let text = lab::describe_again(&text, &bad);
-            lab::sign_with(&signer, &mut bad, &text);
-            let opened = Bundle::open(BufReader::new(Cursor::new(join(&bad))), &keys);
-            // The writer may get other bytes here, for they are signed; but in order, and no more than the image.
-            let mut at = 0;
-            if let Ok(mut opened) = opened {
-                let _ = opened.write_root(
-                    &mut |offset, bytes| {
-                        assert_eq!(offset, at);
-                        at += bytes.len() as u64;
-                        assert!(at <= image.len() as u64);
-                        Ok(())
-                    },
-                    &mut |_| (),
-                );
-            }
-            Ok(())
-        })
-        .unwrap();
 }
