@@ -76,7 +76,7 @@ fn efi_variables() {
         .map(|l| l.trim_matches('|').split('|').map(|c| c.trim().trim_matches('`')).collect())
         .collect();
     assert!(rows.len() >= 9, "{} rows found", rows.len());
-    let number = |mark: &str| ["u", "b", "", "a"].iter().position(|m| *m == mark).map(|n| n as u16);
+    let number = |mark: &str| [("u", 0), ("b", 1), ("a", 3)].iter().find(|m| m.0 == mark).map(|m| m.1);
     let value = |marks: &str| -> Vec<u8> {
         let numbers = marks.split(' ').filter_map(number).flat_map(u16::to_le_bytes);
         [7, 0, 0, 0].into_iter().chain(numbers).collect()
