@@ -9,13 +9,14 @@ use serde_json::json;
 use super::health;
 use super::host::{Host, os_version};
 use super::progress::Bar;
+use super::turn;
 use crate::block::{Disk, FileDisk};
 use crate::bundle::{self, Bundle, Delta, Frames, Keys, Limits, Progress, Source};
 use crate::cli::{Command, Context, usage};
 use crate::model::device::{DeviceType, arch};
 use crate::model::manifest::DeviceFacts;
 use crate::model::record::Release;
-use crate::model::{Slot, Version};
+use crate::model::{RESET_REQUEST, Slot, Version};
 use crate::sys::clock::{BootClock, Clock};
 use crate::sys::http::HttpSettings;
 use crate::update::{Armed, Image, Install, Plan, Reuse, use_delta};
@@ -133,10 +134,7 @@ fn bytes(text: &OsStr) -> Result<u64> {
 fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let args = Args::parse(parser)?;
     let mut host = Host::open(context)?;
-    let lock = context.root.path("/run/twinhull/install.lock");
-    let Some(_lock) = sys::lock::try_lock(&lock)? else {
-        return Err(Error::refused("another install is under way; wait for it (`twinhull status`)"));
-    };
+    let _turn = turn::take(&context.root)?;
     let http = provision::http_settings(&context.root, &host.settings)?;
     let stall = Duration::from_secs(host.settings.bundle.stall_s);
     let limits = Limits { stall, max_bytes: args.max_download };
@@ -152,7 +150,7 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
         }
     };
     if args.reboot {
-        return super::resume::reboot(&mut host, &format!("to try slot {}", armed.slot));
+        return super::resume::reboot(context, &mut host, &format!("to try slot {}", armed.slot));
     }
     if !context.json {
         sys::out::line(&format!("slot {} boots next, {} tries; reboot to try it", armed.slot, armed.tries));
@@ -174,6 +172,11 @@ struct Reach {
 }
 
 fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: &mut Host) -> Result<Done> {
+    if context.root.path(RESET_REQUEST).exists() {
+        return Err(Error::refused(
+            "a factory reset is requested for the next boot; reboot first, or take it back with `twinhull reset --cancel`",
+        ));
+    }
     if !args.explain {
         // What an earlier update left is put in order first; a trial under way is refused by `begin`.
         host.settle()?;

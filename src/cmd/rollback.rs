@@ -1,6 +1,7 @@
 //! `twinhull rollback`
 
 use super::host::Host;
+use super::turn;
 use crate::cli::{Command, Context, usage};
 use crate::update::Next;
 use crate::{Result, sys};
@@ -35,9 +36,10 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
             _ => return Err(usage("rollback")(arg.unexpected())),
         }
     }
+    let _turn = turn::take(&context.root)?;
     let mut host = Host::open(context)?;
     match host.machine.condemn(&reason)? {
-        Next::Reboot { why } if may_reboot => super::resume::reboot(&mut host, &why),
+        Next::Reboot { why } if may_reboot => super::resume::reboot(context, &mut host, &why),
         Next::Reboot { why } => {
             sys::out::line(&format!("reboot to go {why}"));
             Ok(crate::Kind::RebootNeeded.exit_code())

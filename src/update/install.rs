@@ -55,8 +55,7 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
     /// `Refused` on a trial (its health decides first), `RebootNeeded` when the running slot is about to be left,
     /// `Inconsistent` as `settle`, `Failed` if a write did not land.
     pub fn begin(machine: &'m mut Machine<C, J>, release: Release, image: Image) -> Result<Self> {
-        let (record, plan, phase) = machine.observe()?;
-        match phase {
+        match machine.observe()?.2 {
             Phase::Steady | Phase::StrayTrial | Phase::ReadyToReboot | Phase::TryAgain { .. } => {}
             Phase::InstallInterrupted
             | Phase::TrialFailed { .. }
@@ -71,17 +70,18 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
                     machine.booted
                 )));
             }
-            Phase::Condemned { .. } => {
+            Phase::Condemned { .. } | Phase::UnknownTrial => {
                 let text =
                     format!("slot {} lost its trial and is about to be left; reboot first", machine.booted);
                 return Err(Error::new(crate::Kind::RebootNeeded, text));
             }
         }
+        // As it is now: what was settled may have ended an update.
+        let (Record { last, .. }, plan, _) = machine.observe()?;
         if plan != BootPlan::settled(machine.booted) {
             machine.chooser.disarm(machine.booted)?;
         }
         let target = !machine.booted;
-        let last = record.last;
         machine
             .journal
             .store(&Record { state: State::Installing { target, release: release.clone() }, last })?;

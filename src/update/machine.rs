@@ -94,13 +94,15 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
                 self.chooser.disarm(!self.booted)?;
                 Ok(Next::Reboot { why: format!("back to slot {}: {why}", !self.booted) })
             }
+            Phase::UnknownTrial => Ok(Next::Reboot {
+                why: format!("slot {} runs on trial, but the journal does not know of it", self.booted),
+            }),
             Phase::CommitLanded => {
                 self.end(record, Outcome::Committed, "passed its health checks".into())?;
                 Ok(Next::Nothing)
             }
             Phase::Inconsistent { what } => Err(Error::inconsistent(format!(
-                "{what}; nothing was touched. A reboot starts the primary slot; if this stays, see the journal and the \
-                 bootloader's environment"
+                "{what}; nothing was touched. Reboot; if this stays, see the journal and the bootloader's environment"
             ))),
         }
     }
@@ -124,6 +126,7 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
             | Phase::TryAgain { .. }
             | Phase::TrialFailed { .. }
             | Phase::Condemned { .. }
+            | Phase::UnknownTrial
             | Phase::Inconsistent { .. } => Err(Error::refused(format!(
                 "slot {} is not on trial: the phase is {}",
                 self.booted,
