@@ -66,11 +66,13 @@ pub enum Chooser {
     Tryboot,
     /// UEFI's own boot manager, with an entry for each slot.
     Efi,
+    /// A counter of our own that PID 1 keeps; the settings of the initramfs must name it as well.
+    Initramfs,
 }
 
 impl Chooser {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Grub,
         Self::BalenaBootloader,
         Self::UbootText,
@@ -78,6 +80,7 @@ impl Chooser {
         Self::SystemdBoot,
         Self::Tryboot,
         Self::Efi,
+        Self::Initramfs,
     ];
 
     /// Its name in the settings.
@@ -90,6 +93,7 @@ impl Chooser {
             Self::SystemdBoot => "systemd-boot",
             Self::Tryboot => "tryboot",
             Self::Efi => "efi",
+            Self::Initramfs => "initramfs",
         }
     }
 }
