@@ -62,7 +62,7 @@ An update that takes from a service what its labels require (io.balena.features.
 optional service is told. See `twinhull contracts --help`.
 
 Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a trial
-under way, a service that would be stranded, more than --max-download). With --json: one line per event: {event:
+under way, a target slot that is mounted, a service that would be stranded, more than --max-download). With --json: one line per event: {event:
 look|plan|begin|progress|read-back|armed, ..}.
 
   twinhull install https://updates.example.com/nuc-2.1.0.bundle
@@ -140,8 +140,9 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let http = provision::http_settings(&context.root, &host.settings)?;
     let stall = Duration::from_secs(host.settings.bundle.stall_s);
     let limits = Limits { stall, max_bytes: args.max_download };
-    let doing = || format!("install {}", args.bundle);
     let source = bundle::source::open(&args.bundle, &http, limits).doing(|| "install")?;
+    let name = source.name().to_owned();
+    let doing = || format!("install {name}");
     let reach = Reach { http, limits };
     let armed = match install(&args, source, &reach, context, &mut host).doing(doing)? {
         Done::Armed(armed) => armed,
@@ -193,13 +194,13 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     let mut bar = Bar::new(context.json, image.len_bytes, bundle.stream().len_bytes());
     let running = host.disk.slot_partition(host.machine.booted)?.device.clone();
     let kept = context.root.path(INDEX);
-    let mut feed = Feed::prepare(bundle, args, reach, &kept, [&device, &running], &mut bar)?;
+    let mut disk = FileDisk::claim(&device, !args.explain).doing(|| format!("slot {slot}"))?;
+    let mut feed = Feed::prepare(bundle, args, reach, &kept, (&mut disk, &running), &mut bar)?;
     if args.explain {
         feed.explain(&release.version, slot, image.len_bytes, context.json);
         return Ok(Done::Explained);
     }
     let before = health::before(context, &settings);
-    let mut disk = FileDisk::open(&device)?;
     let started = BootClock.since_boot();
     bar.begin(&release.version, slot);
     let armed = Install::begin(&mut host.machine, release, image)?
@@ -207,7 +208,9 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
         .doing(|| format!("write slot {slot}"))?
         .read_back(&mut disk, |bytes| bar.read_back(bytes))?
         .arm(settings.boot.tries, before)?;
-    sys::durable::remove(&kept)?;
+    if let Err(e) = sys::durable::remove(&kept) {
+        log::warn!("{e}; it only takes up room");
+    }
     bar.armed(&armed, BootClock.since_boot().saturating_sub(started));
     Ok(Done::Armed(armed))
 }
@@ -245,7 +248,7 @@ impl Feed {
         args: &Args,
         reach: &Reach,
         kept: &Path,
-        [target, running]: [&Path; 2],
+        (target, running): (&mut FileDisk, &Path),
         bar: &mut Bar,
     ) -> Result<Self> {
         if !bundle.stream().is_worth_skipping() && args.delta.is_none() {
@@ -269,12 +272,11 @@ impl Feed {
                 .and_then(|source| Delta::open(source, &frames.index, &root.index_sha256));
             opened.inspect_err(|e| log::warn!("{e}; going on without the delta")).ok()
         });
-        let mut target = FileDisk::open_read_only(target)?;
         let mut active = FileDisk::open_read_only(running)?;
         let total = frames.image_len.saturating_add(active.len_bytes());
         let mut look = |read| bar.look(read, total);
         let (image_len, old) = (frames.image_len, delta.as_ref().map(|d| &d.old));
-        let reuse = Reuse::survey(&frames.index, image_len, &mut target, &mut active, old, &mut look)?;
+        let reuse = Reuse::survey(&frames.index, image_len, target, &mut active, old, &mut look)?;
         // With a limit, only a delta that is sure to fit is counted on.
         if delta.is_some() && !reuse.old_is_there {
             log::warn!(
