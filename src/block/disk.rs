@@ -27,6 +27,24 @@ pub trait Disk {
     fn flush(&mut self) -> Result<()>;
 }
 
+impl<D: Disk + ?Sized> Disk for &mut D {
+    fn len_bytes(&self) -> u64 {
+        (**self).len_bytes()
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        (**self).read_at(offset, buffer)
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        (**self).write_at(offset, bytes)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        (**self).flush()
+    }
+}
+
 /// A block device or a regular file.
 #[derive(Debug)]
 pub struct FileDisk {

@@ -13,11 +13,14 @@ mod delta;
 #[cfg(feature = "build-host")]
 pub mod delta_pack;
 mod fetch;
+mod file_sums;
 mod frames;
 mod index;
 mod keys;
 #[cfg(feature = "build-host")]
 pub mod pack;
+#[cfg(feature = "build-host")]
+pub mod pack_files;
 mod reader;
 #[cfg(feature = "build-host")]
 pub mod sign;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::block::BootedDisk;
 use crate::boot::BootChooser;
 use crate::cli::Context;
-use crate::config::Settings;
+use crate::config::{Chooser, Settings};
 use crate::model::{BOOT_FAILURE, BootFailure, BootId, OS_RELEASE, OsRelease, Slot, Version};
 use crate::update::{FileJournal, Machine, Next};
 use crate::{Doing, Error, Result, Root, sys};
@@ -24,8 +24,8 @@ pub struct Host {
     pub disk: BootedDisk,
     /// Journal and boot chooser.
     pub machine: Machine<AnyChooser, FileJournal>,
-    /// Which bootloader, for people.
-    pub chooser: &'static str,
+    /// Which bootloader.
+    pub chooser: Chooser,
     failure_note: PathBuf,
 }
 
@@ -39,7 +39,7 @@ impl Host {
         let settings = context.settings()?;
         let disk = BootedDisk::find(root).doing(|| "disk of the running root")?;
         let booted = disk.slot();
-        let (chooser, name) = super::chooser::open(root, &settings.boot, &disk)?;
+        let (chooser, kind) = super::chooser::open(root, &settings.boot, &disk)?;
         let boot_id =
             BootId(sys::file::read_text(&root.path("/proc/sys/kernel/random/boot_id"), SMALL_FILE_BYTES)?);
         let journal = FileJournal::open(open_state(root)?)?;
@@ -47,7 +47,7 @@ impl Host {
         let boot_failure = sys::file::read_if_exists(&failure_note, SMALL_FILE_BYTES)?
             .and_then(|raw| BootFailure::parse(&String::from_utf8_lossy(&raw)));
         let machine = Machine { chooser, journal, booted, boot_id, boot_failure };
-        Ok(Self { settings, disk, machine, chooser: name.name(), failure_note })
+        Ok(Self { settings, disk, machine, chooser: kind, failure_note })
     }
 
     /// Finishes what was cut short ([`Machine::settle`]). PID 1's note of a failed boot goes when no update is under

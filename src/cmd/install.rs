@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::file_sets::{self, FileSets};
 use super::health;
 use super::host::{Host, os_version};
 use super::progress::Bar;
@@ -14,9 +15,9 @@ use crate::cli::{Command, Context, usage};
 use crate::model::device::{DeviceType, arch};
 use crate::model::manifest::DeviceFacts;
 use crate::model::record::Release;
-use crate::model::{Slot, Version};
+use crate::model::{Manifest, Slot};
 use crate::sys::clock::{BootClock, Clock};
-use crate::update::{Armed, Image, Install, Plan, Reuse, use_delta};
+use crate::update::{Armed, Goal, Image, Install, Plan, Reuse, use_delta};
 use crate::{Doing, Error, Result, provision, sys};
 
 /// The index of the bundle that is being fetched.
@@ -50,7 +51,8 @@ Usage: twinhull install [OPTIONS] FILE|URL|-
 What happens: the signature is checked (keys in bundle.keys) before anything else is believed; the bundle must be meant for
 this device and fit the slot; every block is checked before it is written; the slot is flushed and read back from the
 medium; then, with one write, the bootloader is told to try it for boot.tries boots. The running system is not touched.
-After the reboot `twinhull resume` checks its health and commits, or goes back.
+Files for the boot partition, if the bundle has any, go to the directory of that slot, and are read back too.
+After the reboot `twinhull resume` checks its health, runs the bundle's hooks, and commits, or goes back.
 
 From a server that gives parts of files (nearly all do), only what this device lacks is fetched: blocks are looked for
 in the slot that is written and in the one that runs, and hashed each time. So any bundle updates from any version as
@@ -64,8 +66,8 @@ An update that takes from a service what its labels require (io.balena.features.
 optional service is told. See `twinhull contracts --help`.
 
 Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a trial
-under way, a service that would be stranded, more than --max-download). With --json: one line per event: {event:
-look|plan|begin|progress|read-back|armed, ..}.
+under way, a service that would be stranded, more than --max-download, no room for the boot files). With --json: one line
+per event: {event: look|plan|begin|progress|read-back|armed, ..}.
 
   twinhull install https://updates.example.com/nuc-2.1.0.bundle
   twinhull install --explain --max-download 100M https://updates.example.com/nuc-2.1.0.bundle
@@ -197,19 +199,23 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     let mut bar = Bar::new(context.json, image.len_bytes, bundle.stream().len_bytes());
     let running = host.disk.slot_partition(host.machine.booted)?.device.clone();
     let kept = context.root.path(INDEX);
-    let mut feed = Feed::prepare(bundle, args, reach, &kept, [&device, &running], &mut bar)?;
+    let mut sets = FileSets::plan(context, host, &manifest)?;
+    let feed = Feed::prepare(bundle, args, reach, &kept, [&device, &running], &mut bar)?;
     if args.explain {
-        feed.explain(&release.version, slot, image.len_bytes, context.json);
+        feed.explain(&manifest, slot, context.json);
         return Ok(Done::Explained);
     }
     let before = health::before(context, &settings);
     let mut disk = FileDisk::open(&device)?;
     let started = BootClock.since_boot();
     bar.begin(&release.version, slot);
-    let armed = Install::begin(&mut host.machine, release, image)?
-        .write(&mut disk, |disk| feed.write(disk, &mut bar))
+    let goal = Goal { root: image, sets: sets.images(), hooks: file_sets::hooks(&manifest) };
+    let FileSets { disks, sources } = &mut sets;
+    let mut disks: Vec<&mut dyn Disk> = disks.iter_mut().map(|d| d as &mut dyn Disk).collect();
+    let armed = Install::begin(&mut host.machine, release, goal)?
+        .write(&mut disk, &mut disks, |disk, sets| feed.write(disk, sets, sources, &mut bar))
         .doing(|| format!("write slot {slot}"))?
-        .read_back(&mut disk, |bytes| bar.read_back(bytes))?
+        .read_back(&mut disk, &mut disks, |bytes| bar.read_back(bytes))?
         .arm(settings.boot.tries, before)?;
     sys::durable::remove(&kept)?;
     bar.armed(&armed, BootClock.since_boot().saturating_sub(started));
@@ -256,6 +262,8 @@ impl Feed {
             return Ok(Self::Whole(Box::new(bundle)));
         }
         let root = bundle.manifest().root.clone();
+        // What of the files is on the device is seen when they are written: here they count as a whole.
+        let files_bytes: u64 = bundle.manifest().files.iter().map(|p| p.index_size + p.frames_size).sum();
         let kept_bytes =
             sys::file::read_if_exists(kept, root.index_size.min(KEPT_LIMIT_BYTES)).unwrap_or(None);
         let mut frames = bundle.into_frames(kept_bytes)?;
@@ -295,7 +303,8 @@ impl Feed {
             }
         };
         let fetch = frames.meter().bytes.saturating_add(plan.fetch_bytes);
-        let fetch = fetch.saturating_add(delta.as_ref().map_or(0, |d| d.fetch_bytes));
+        let fetch =
+            fetch.saturating_add(delta.as_ref().map_or(0, |d| d.fetch_bytes)).saturating_add(files_bytes);
         if let Some(max) = args.max_download.filter(|max| fetch > *max) {
             return Err(bundle::too_much(fetch, max));
         }
@@ -303,30 +312,60 @@ impl Feed {
         Ok(Self::Parts(Box::new(Parts { frames, plan, active, delta, fetch })))
     }
 
-    fn write(&mut self, disk: &mut FileDisk, bar: &mut Bar) -> Result<()> {
+    fn write(
+        self,
+        disk: &mut FileDisk,
+        sets: &mut [&mut dyn Disk],
+        sources: &mut [file_sets::Source],
+        bar: &mut Bar,
+    ) -> Result<()> {
+        let with_payload =
+            |source: &file_sets::Source| source.payload.clone().map(|p| (p, source.name.clone()));
         match self {
-            Self::Whole(bundle) => {
-                bundle.write_root(&mut |offset, bytes| disk.write_at(offset, bytes), &mut |p| bar.progress(p))
+            Self::Whole(mut bundle) => {
+                bundle.write_root(&mut |offset, bytes| disk.write_at(offset, bytes), &mut |p| {
+                    bar.progress(p)
+                })?;
+                for (set, source) in sets.iter_mut().zip(sources) {
+                    let Some(((number, _), name)) = with_payload(source) else { continue };
+                    bundle
+                        .write_files(number, &mut |offset, bytes| set.write_at(offset, bytes))
+                        .doing(|| name)?;
+                }
+                Ok(())
             }
             Self::Parts(parts) => {
-                let Parts { frames, plan, active, delta, .. } = &mut **parts;
+                let Parts { mut frames, mut plan, mut active, delta, .. } = *parts;
                 let mut fetched = 0;
-                if let Some(Patch { mut delta, mut reuse, needed, .. }) = delta.take() {
-                    use_delta(&mut reuse, &needed, &mut delta, frames, disk, active, &mut |p| {
+                if let Some(Patch { mut delta, mut reuse, needed, .. }) = delta {
+                    use_delta(&mut reuse, &needed, &mut delta, &frames, disk, &mut active, &mut |p| {
                         bar.progress(p)
                     })?;
                     // What the delta did not bring after all is fetched too.
-                    *plan = Plan::new(reuse, frames)?;
+                    plan = Plan::new(reuse, &mut frames)?;
                     fetched = delta.meter().bytes;
                 }
-                plan.carry_out(frames, disk, active, &mut |p| {
+                plan.carry_out(&mut frames, disk, &mut active, &mut |p| {
                     bar.progress(Progress { read_bytes: p.read_bytes.saturating_add(fetched), ..p });
-                })
+                })?;
+                for (set, source) in sets.iter_mut().zip(sources) {
+                    let Some(((_, payload), name)) = with_payload(source) else { continue };
+                    frames = frames.next_payload(&payload).doing(|| name.clone())?;
+                    let active = &mut source.active;
+                    let reuse = Reuse::survey(&frames.index, payload.size, set, active, None, &mut |_| ())?;
+                    let plan = Plan::new(reuse, &mut frames)?;
+                    plan.carry_out(&mut frames, set, active, &mut |p| {
+                        bar.fetched(p.read_bytes.saturating_add(fetched));
+                    })
+                    .doing(|| name)?;
+                }
+                Ok(())
             }
         }
     }
 
-    fn explain(&self, version: &Version, slot: Slot, image_bytes: u64, as_json: bool) {
+    fn explain(&self, manifest: &Manifest, slot: Slot, as_json: bool) {
+        let (version, image_bytes) = (&manifest.version, manifest.root.size);
         let (fetch, in_place, copied) = match self {
             Self::Whole(bundle) => (bundle.stream().len_bytes(), 0, 0),
             Self::Parts(parts) => {
@@ -336,20 +375,23 @@ impl Feed {
         };
         if as_json {
             let line = json!({ "event": "explain", "version": version, "slot": slot, "image_bytes": image_bytes,
-                "fetch_bytes": fetch, "in_place_bytes": in_place, "copied_bytes": copied });
+                "fetch_bytes": fetch, "in_place_bytes": in_place, "copied_bytes": copied, "files": manifest.files });
             return sys::out::line(&line.to_string());
         }
         let mib = |bytes: u64| format!("{}.{} MiB", bytes >> 20, (bytes >> 10 & 1023) * 10 / 1024);
         let fetch = fetch.map_or_else(|| "all that comes".into(), mib);
+        let files: Vec<String> =
+            manifest.files.iter().map(|p| format!("\n{}", file_sets::describe(p))).collect();
         sys::out::line(&format!(
             "version {version} would be written to slot {slot} and armed\n\
              fetched or read   {fetch}\n\
              in place already  {}\n\
              copied from the running slot  {}\n\
-             image             {}",
+             image             {}{}",
             mib(in_place),
             mib(copied),
-            mib(image_bytes)
+            mib(image_bytes),
+            files.concat()
         ));
     }
 }

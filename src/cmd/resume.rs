@@ -1,7 +1,7 @@
 //! `twinhull resume`
 
-use super::health;
 use super::host::Host;
+use super::{health, hooks};
 use crate::cli::{Command, Context};
 use crate::sys::clock::BootClock;
 use crate::update::Next;
@@ -21,8 +21,9 @@ twinhull resume: take up where the disk says the device stands
 Usage: twinhull resume
 
 Run once in every boot (twinhull-resume.service). With no update under way it does nothing. An interrupted install is
-put in order. On a trial it repeats the health checks until all have passed for health.settle_s seconds, then commits; if
-they do not pass before health.deadline_s after boot, it records why, calls the trial off and reboots into the old system.
+put in order. On a trial it repeats the health checks until all have passed for health.settle_s seconds, runs the hooks that
+came with the bundle, each with its deadline, and commits; if the checks do not pass before health.deadline_s after boot, or a
+hook fails, it records why, calls the trial off and reboots into the old system.
 
 May be repeated at any time. Exit 0 done, 4 if journal and boot plan contradict each other (nothing is touched then).
 ";
@@ -65,6 +66,13 @@ fn on_trial(context: &Context, host: &mut Host, tries_left: u8) -> Result<u8> {
         }
     });
     drop(checks);
+    let verdict = match verdict {
+        Verdict::Healthy => match hooks::run(context, &host.machine.hooks()?) {
+            Ok(()) => Verdict::Healthy,
+            Err(e) => Verdict::Unhealthy(e.to_string()),
+        },
+        unhealthy @ Verdict::Unhealthy(_) => unhealthy,
+    };
     match verdict {
         Verdict::Healthy => {
             host.machine.commit()?;

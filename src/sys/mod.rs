@@ -19,6 +19,7 @@ pub mod module;
 pub mod mount;
 pub mod notify;
 pub mod out;
+pub mod piecewise;
 pub mod power;
 pub mod process;
 pub mod random;
