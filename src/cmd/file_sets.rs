@@ -96,7 +96,7 @@ fn place(root: &Root, host: &Host, kind: PayloadKind) -> Option<Place> {
             name: "hooks on the state partition".into(),
         }),
         PayloadKind::BootFiles => match host.chooser {
-            Chooser::SystemdBoot => Some(Place {
+            Chooser::SystemdBoot | Chooser::Efi => Some(Place {
                 tree: RealTree(root.path("/mnt/boot")),
                 target: slot_dir(target),
                 active: Some(slot_dir(!target)),

@@ -64,17 +64,20 @@ pub enum Chooser {
     SystemdBoot,
     /// Raspberry Pi's firmware with `autoboot.txt` on a partition of its own, and a boot partition for each slot.
     Tryboot,
+    /// UEFI's own boot manager, with an entry for each slot.
+    Efi,
 }
 
 impl Chooser {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Grub,
         Self::BalenaBootloader,
         Self::UbootText,
         Self::UbootEnv,
         Self::SystemdBoot,
         Self::Tryboot,
+        Self::Efi,
     ];
 
     /// Its name in the settings.
@@ -86,6 +89,7 @@ impl Chooser {
             Self::UbootEnv => "uboot-env",
             Self::SystemdBoot => "systemd-boot",
             Self::Tryboot => "tryboot",
+            Self::Efi => "efi",
         }
     }
 }
