@@ -4,14 +4,13 @@
 mod make;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use lexopt::prelude::*;
 
-use crate::bundle::{self, Bundle, Keys, Limits, Signature, source};
+use crate::bundle::{self, Bundle, Keys, Signature, source};
 use crate::cli::{Command, Context, usage};
 use crate::model::Manifest;
-use crate::{Doing, Error, Result, provision, sys};
+use crate::{Doing, Error, Result, sys};
 
 pub(super) const COMMAND: Command = Command {
     name: "bundle",
@@ -137,9 +136,7 @@ fn asked(mut parser: lexopt::Parser) -> Result<Asked> {
 
 fn open(what: &str, context: &Context) -> Result<bundle::Source> {
     let settings = context.settings()?;
-    let http = provision::http_settings(&context.root, &settings)?;
-    let stall = Duration::from_secs(settings.bundle.stall_s);
-    source::open(what, &http, Limits { stall, max_bytes: None })
+    source::open(what, &super::reach::reach(context, &settings, what, None, None)?)
 }
 
 fn inspect(parser: lexopt::Parser, context: &Context) -> Result<u8> {

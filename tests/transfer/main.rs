@@ -3,6 +3,7 @@
 // Tests may panic and start programs.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, clippy::cast_possible_truncation)]
 
+mod https;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;
