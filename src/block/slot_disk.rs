@@ -41,8 +41,23 @@ pub fn read_back(
     slot: Slot,
     len_bytes: u64,
     digest: &Digest,
-    mut progress: impl FnMut(u64),
+    progress: impl FnMut(u64),
 ) -> Result<Verified> {
+    let found = digest_of(disk, len_bytes, progress)?;
+    if found == *digest {
+        Ok(Verified { slot })
+    } else {
+        Err(Error::failed(format!(
+            "read back slot {slot}: the medium holds {found}, expected {digest}; it may be worn out"
+        )))
+    }
+}
+
+/// The digest of the first `len_bytes` of a disk; `progress` is told the bytes read so far.
+///
+/// # Errors
+/// `Failed` if the disk cannot be read or is too short.
+pub fn digest_of(disk: &mut impl Disk, len_bytes: u64, mut progress: impl FnMut(u64)) -> Result<Digest> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; STEP];
     let mut offset = 0;
@@ -54,14 +69,7 @@ pub fn read_back(
         offset += n as u64;
         progress(offset);
     }
-    let found = Digest(hash.finalize().into());
-    if found == *digest {
-        Ok(Verified { slot })
-    } else {
-        Err(Error::failed(format!(
-            "read back slot {slot}: the medium holds {found}, expected {digest}; it may be worn out"
-        )))
-    }
+    Ok(Digest(hash.finalize().into()))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::ops::Range;
 use zstd::zstd_safe::{self, DCtx, MAGIC_DICTIONARY};
 
 use super::index::{self, BLOCK_LEN, Frame, Index};
-use crate::model::manifest::BLOCK_BYTES;
+use crate::model::payload::BLOCK_BYTES;
 use crate::{Error, Result};
 
 /// The plain blocks are moved to the front of their buffer only when so many times prefix and frame are in it.

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::model::manifest::{BLOCK_BYTES, Payload};
+use crate::model::payload::{BLOCK_BYTES, Payload};
 use crate::{Error, Result};
 
 const MAGIC: [u8; 8] = *b"twhindex";
@@ -327,7 +327,7 @@ impl Fields<'_> {
 mod tests {
     use super::*;
     use crate::model::Digest;
-    use crate::model::manifest::PayloadKind;
+    use crate::model::PayloadKind;
 
     const SIZE: u64 = 6 * 4096 - 7;
 
@@ -340,6 +340,7 @@ mod tests {
             index_sha256: Digest([0; 32]),
             index_size: index.len() as u64,
             frames_size,
+            files: Vec::new(),
         }
     }
 

@@ -7,25 +7,30 @@
 //! 3. Every length is checked against a limit before memory is taken for it.
 //! 4. A bundle can be read in order, once, without seeking: a pipe will do. From a server, only what is missing is read.
 
+mod address;
 pub mod archive;
 mod delta;
 #[cfg(feature = "build-host")]
 pub mod delta_pack;
 mod fetch;
+mod file_sums;
 mod frames;
 mod index;
 mod keys;
 #[cfg(feature = "build-host")]
 pub mod pack;
+#[cfg(feature = "build-host")]
+pub mod pack_files;
 mod reader;
 #[cfg(feature = "build-host")]
 pub mod sign;
 pub mod source;
 
+pub use address::Token;
 pub use delta::{Buffers, Delta, Old};
 pub use fetch::{Limits, Meter, too_much};
 pub use frames::{Checked, Decoder};
 pub use index::{BLOCK_LEN, Hash, Index, Run, hash};
 pub use keys::{KeyId, Keys, Signature};
 pub use reader::{Bundle, Description, Frames, Progress, describe};
-pub use source::Source;
+pub use source::{Reach, Source};

@@ -1,4 +1,4 @@
-//! Making a bundle from an image. The same input gives the same bytes.
+//! Making a bundle from an image, and from files that go with it. The same input gives the same bytes.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -13,11 +13,11 @@ use super::archive;
 use super::frames::as_prefix;
 use super::index::{self, BLOCK_LEN, Builder};
 use super::keys::Signature;
+use super::pack_files::{self, NamedFile};
 use crate::model::device::DeviceType;
-use crate::model::manifest::{
-    BLOCK_BYTES, IMAGE_MAX_BYTES, IMAGE_MIN_BYTES, Manifest, Payload, PayloadKind, Provides,
-};
-use crate::model::{Digest, Version};
+use crate::model::manifest::Provides;
+use crate::model::payload::{BLOCK_BYTES, IMAGE_MAX_BYTES, IMAGE_MIN_BYTES};
+use crate::model::{Digest, Manifest, Payload, PayloadKind, Version};
 use crate::{Doing, Error, Result, sys};
 
 /// The image is read, and holes are looked for, in pieces of this many bytes.
@@ -46,6 +46,10 @@ pub struct Recipe {
     pub frame_blocks: u32,
     /// Blocks before a frame that it is compressed with, 0 to `index::PREFIX_BLOCKS_MAX`.
     pub prefix_blocks: u32,
+    /// Files for the boot partition.
+    pub boot_files: Vec<NamedFile>,
+    /// Programs that the new system runs before it is committed.
+    pub hooks: Vec<NamedFile>,
 }
 
 /// Gives the signatures for a manifest, whose text is the second argument.
@@ -83,24 +87,71 @@ pub fn create(
         let text = format!("{len} bytes, expected {IMAGE_MIN_BYTES} to {IMAGE_MAX_BYTES}");
         return Err(Error::failed(text).within(doing()));
     }
-    let frames = sys::durable::scratch(sys::durable::parent(out)?)?;
-    let mut packer = Packer::new(frames, recipe)?;
-    packer.image(&file, len, progress).doing(doing)?;
-    let (manifest, index, mut frames) = packer.finish(recipe, len)?;
+    let dir = sys::durable::parent(out)?;
+    let mut parts = vec![Part::pack(&file, len, PayloadKind::RootSlot, dir, recipe, progress).doing(doing)?];
+    for (kind, files) in [(PayloadKind::BootFiles, &recipe.boot_files), (PayloadKind::Hooks, &recipe.hooks)] {
+        if files.is_empty() {
+            continue;
+        }
+        let image = sys::durable::scratch(dir)?;
+        let (entries, len) = pack_files::lay_out(files, &image)?;
+        let mut part = Part::pack(&image, len, kind, dir, recipe, &mut |_, _| ())?;
+        part.payload.files = entries;
+        parts.push(part);
+    }
+    let manifest = describe(recipe, &parts)?;
     let text = manifest.to_text()?.into_bytes();
     let signatures = sign(&manifest, &text)?;
     let mut len_bytes = 0;
     sys::durable::replace_with(out, 0o644, |file| {
         head(file, &text, &signatures)?;
-        member(file, &format!("{}.index", manifest.root.name), &mut &index[..], index.len() as u64)?;
-        let name = format!("{}.frames", manifest.root.name);
-        frames.seek(SeekFrom::Start(0))?;
-        member(file, &name, &mut frames, manifest.root.frames_size)?;
+        for Part { payload, index, frames } in &mut parts {
+            member(file, &format!("{}.index", payload.name), &mut &index[..], index.len() as u64)?;
+            frames.seek(SeekFrom::Start(0))?;
+            member(file, &format!("{}.frames", payload.name), frames, payload.frames_size)?;
+        }
         file.write_all(&archive::END)?;
         len_bytes = file.stream_position()?;
         Ok(())
     })?;
     Ok(Made { manifest, len_bytes })
+}
+
+fn describe(recipe: &Recipe, parts: &[Part]) -> Result<Manifest> {
+    let mut payloads = parts.iter().map(|p| p.payload.clone());
+    let root = payloads.next().ok_or_else(|| Error::inconsistent("a bundle without an image"))?;
+    Ok(Manifest {
+        compatible: recipe.compatible.clone(),
+        arch: recipe.arch.clone(),
+        version: recipe.version.clone(),
+        release: recipe.release,
+        min_version: recipe.min_version.clone(),
+        provides: recipe.provides.clone(),
+        root,
+        files: payloads.collect(),
+    })
+}
+
+/// A payload that was packed: its description, index, and frames in a file without a name.
+struct Part {
+    payload: Payload,
+    index: Vec<u8>,
+    frames: File,
+}
+
+impl Part {
+    fn pack(
+        image: &File,
+        len: u64,
+        kind: PayloadKind,
+        scratch: &Path,
+        recipe: &Recipe,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let mut packer = Packer::new(sys::durable::scratch(scratch)?, recipe)?;
+        packer.image(image, len, progress)?;
+        packer.finish(kind, len)
+    }
 }
 
 /// Writes what stands before the payload: the manifest and its signatures, in the order of their keys.
@@ -245,30 +296,22 @@ impl Packer {
         Ok(())
     }
 
-    fn finish(self, recipe: &Recipe, len: u64) -> Result<(Manifest, Vec<u8>, File)> {
+    fn finish(self, kind: PayloadKind, len: u64) -> Result<Part> {
+        if self.block != len.div_ceil(BLOCK_BYTES) {
+            return Err(Error::inconsistent(format!("{} blocks in {len} bytes", self.block)));
+        }
         let (index, frames_size) = self.index.finish(len);
-        let root = Payload {
-            name: "root".into(),
-            kind: PayloadKind::RootSlot,
+        let payload = Payload {
+            name: kind.name().into(),
+            kind,
             size: len,
             sha256: Digest(self.image.finalize().into()),
             index_sha256: Digest(Sha256::digest(&index).into()),
             index_size: index.len() as u64,
             frames_size,
+            files: Vec::new(),
         };
-        if self.block != len.div_ceil(BLOCK_BYTES) {
-            return Err(Error::inconsistent(format!("{} blocks in {len} bytes", self.block)));
-        }
-        let manifest = Manifest {
-            compatible: recipe.compatible.clone(),
-            arch: recipe.arch.clone(),
-            version: recipe.version.clone(),
-            release: recipe.release,
-            min_version: recipe.min_version.clone(),
-            provides: recipe.provides.clone(),
-            root,
-        };
-        Ok((manifest, index, self.frames))
+        Ok(Part { payload, index, frames: self.frames })
     }
 }
 

@@ -7,12 +7,14 @@ use sha2::{Digest as _, Sha256};
 
 use super::archive::{self, Member};
 use super::fetch::{self, Meter};
+use super::file_sums::FileSums;
 use super::frames::{Checked, Decoder, Recall};
 use super::index::Index;
 use super::keys::{KeyId, Keys, SIGNATURE_LIMIT_BYTES, SIGNATURES_MAX, Signature};
 use super::source::Source;
-use crate::model::Digest;
-use crate::model::manifest::{self, BLOCK_BYTES, Manifest};
+use crate::model::manifest::{self, Manifest};
+use crate::model::payload::BLOCK_BYTES;
+use crate::model::{Digest, Payload};
 use crate::{Doing, Error, Result};
 
 /// Zeros are handed out in pieces of at most this many bytes.
@@ -41,6 +43,8 @@ pub struct Bundle<R> {
     /// The member that comes next, whose header was read already.
     next: Option<Member>,
     payload_start: u64,
+    /// How many payloads were handed out, or begun.
+    handed_out: usize,
 }
 
 impl<R: Read> Bundle<R> {
@@ -82,7 +86,7 @@ impl<R: Read> Bundle<R> {
         let manifest = std::str::from_utf8(&text)
             .map_err(|_| Error::failed("manifest.toml: not UTF-8"))
             .and_then(Manifest::parse)?;
-        Ok(Self { members, manifest, text, signatures, signed_by, next, payload_start })
+        Ok(Self { members, manifest, text, signatures, signed_by, next, payload_start, handed_out: 0 })
     }
 
     /// The stream that it is read from.
@@ -131,9 +135,36 @@ impl<R: Read> Bundle<R> {
         write: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<()> {
-        let index = self.read_index()?;
-        let name = self.start_frames()?;
-        let mut output = Output { write, at: 0, len: self.manifest.root.size, zeros: vec![0; ZEROS_LEN] };
+        self.write_payload(0, write, progress)
+    }
+
+    /// Hands out the image of a payload of files, as [`Bundle::write_root`] does: number `number` of the manifest's,
+    /// after the root image and in order.
+    ///
+    /// # Errors
+    /// As [`Bundle::write_root`]; `Inconsistent` out of order.
+    pub fn write_files(
+        &mut self,
+        number: usize,
+        write: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.write_payload(number + 1, write, &mut |_| ())
+    }
+
+    fn write_payload(
+        &mut self,
+        number: usize,
+        write: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<()> {
+        let payload = self.manifest.payloads().nth(number).cloned();
+        let payload = payload.filter(|_| number == self.handed_out).ok_or_else(|| {
+            Error::inconsistent(format!("payload {number} of the bundle is not there, or was read before"))
+        })?;
+        self.handed_out += 1;
+        let index = self.read_index(&payload)?;
+        let name = self.start_frames(&payload)?;
+        let mut output = Output { write, at: 0, len: payload.size, zeros: vec![0; ZEROS_LEN] };
         let mut decoder = Decoder::new()?;
         let all_held =
             &mut |_, _: &mut [u8]| Err(Error::inconsistent("a prefix that was not decoded before"));
@@ -156,70 +187,91 @@ impl<R: Read> Bundle<R> {
         }
         output.zeros_to(output.len)?;
         let (done_bytes, total_bytes) = (output.at, output.len);
-        if let Some(extra) = self.members.advance()? {
+        self.next = self.members.advance()?;
+        if let Some(extra) = self.next.as_ref().filter(|_| self.handed_out > self.manifest.files.len()) {
             return Err(Error::failed(format!("unexpected member {:?} after {name}", extra.name)));
         }
         progress(Progress { done_bytes, total_bytes, read_bytes: self.members.position(), reused_bytes: 0 });
         Ok(())
     }
 
-    /// Reads the whole bundle and compares every block, the whole image and the end.
+    /// Reads the whole bundle and compares every block, every image and file, and the end.
     ///
     /// # Errors
-    /// As [`Bundle::write_root`], and `Failed` if the blocks are right and the image's digest is not.
+    /// As [`Bundle::write_root`], and `Failed` if the blocks are right and a digest in the manifest is not.
     pub fn check_all(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<()> {
-        let mut image = Sha256::new();
-        let mut sum = |_: u64, bytes: &[u8]| {
-            image.update(bytes);
-            Ok(())
-        };
-        self.write_root(&mut sum, progress)?;
-        let (found, expected) = (Digest(image.finalize().into()), self.manifest.root.sha256);
-        if found != expected {
-            return Err(Error::failed(format!(
-                "image has digest {found}, the manifest says {expected}; the bundle was made wrongly"
-            )));
+        let payloads: Vec<Payload> = self.manifest.payloads().cloned().collect();
+        for (number, payload) in payloads.iter().enumerate() {
+            let mut image = Sha256::new();
+            let mut files = FileSums::new(payload);
+            let mut sum = |_: u64, bytes: &[u8]| {
+                image.update(bytes);
+                files.update(bytes)
+            };
+            self.write_payload(number, &mut sum, progress)?;
+            let found = Digest(image.finalize().into());
+            if found != payload.sha256 {
+                return Err(Error::failed(format!(
+                    "image has digest {found}, the manifest says {}; the bundle was made wrongly",
+                    payload.sha256
+                ))
+                .within(payload.name.clone()));
+            }
         }
         Ok(())
     }
 
-    fn read_index(&mut self) -> Result<Index> {
-        let root = self.manifest.root.clone();
-        let name = format!("{}.index", root.name);
+    fn read_index(&mut self, payload: &Payload) -> Result<Index> {
         let next = self.next.take();
-        self.expect(next, &name, root.index_size)?;
-        let bytes = self.members.content(root.index_size)?;
-        if Digest(Sha256::digest(&bytes).into()) != root.index_sha256 {
-            return Err(Error::failed(format!(
-                "{name}: does not match its signed digest; the bundle is damaged, get it again"
-            )));
-        }
-        Index::parse(bytes, &root)
+        read_index(&mut self.members, next, payload)
     }
 
     /// The index, of a bundle that is made use of on a build host.
     #[cfg(feature = "build-host")]
     pub(super) fn index_alone(&mut self) -> Result<Index> {
-        self.read_index()
+        let root = self.manifest.root.clone();
+        self.read_index(&root)
     }
 
     /// Goes to the first frame. Gives the member's name.
-    fn start_frames(&mut self) -> Result<String> {
-        let name = format!("{}.frames", self.manifest.root.name);
-        let found = self.members.advance()?;
-        self.expect(found, &name, self.manifest.root.frames_size)?;
-        Ok(name)
+    fn start_frames(&mut self, payload: &Payload) -> Result<String> {
+        start_frames(&mut self.members, payload)
     }
+}
 
-    fn expect(&self, found: Option<Member>, name: &str, size: u64) -> Result<()> {
-        match found {
-            Some(m) if m.name == name && m.size == size => Ok(()),
-            Some(m) => Err(Error::failed(format!(
-                "found {:?} of {} bytes where {name} of {size} bytes belongs; the bundle is damaged, get it again",
-                m.name, m.size
-            ))),
-            None => Err(Error::inconsistent(format!("{name} is missing, or was read before"))),
-        }
+/// Reads a payload's index, whose header was read already.
+fn read_index<R: Read>(
+    members: &mut archive::Reader<R>,
+    found: Option<Member>,
+    payload: &Payload,
+) -> Result<Index> {
+    let name = format!("{}.index", payload.name);
+    expect(found, &name, payload.index_size)?;
+    let bytes = members.content(payload.index_size)?;
+    if Digest(Sha256::digest(&bytes).into()) != payload.index_sha256 {
+        return Err(Error::failed(format!(
+            "{name}: does not match its signed digest; the bundle is damaged, get it again"
+        )));
+    }
+    Index::parse(bytes, payload)
+}
+
+/// Goes from a payload's index to its first frame. Gives the member's name.
+fn start_frames<R: Read>(members: &mut archive::Reader<R>, payload: &Payload) -> Result<String> {
+    let name = format!("{}.frames", payload.name);
+    let found = members.advance()?;
+    expect(found, &name, payload.frames_size)?;
+    Ok(name)
+}
+
+fn expect(found: Option<Member>, name: &str, size: u64) -> Result<()> {
+    match found {
+        Some(m) if m.name == name && m.size == size => Ok(()),
+        Some(m) => Err(Error::failed(format!(
+            "found {:?} of {} bytes where {name} of {size} bytes belongs; the bundle is damaged, get it again",
+            m.name, m.size
+        ))),
+        None => Err(Error::failed(format!("{name} is missing; the bundle is damaged, get it again"))),
     }
 }
 
@@ -241,13 +293,21 @@ impl Bundle<Source> {
             Some(bytes) => (Index::parse(bytes, &root)?, false),
             None => {
                 self.members.stream_mut().plan(std::iter::once(start..frames_at));
-                let index = self.read_index()?;
-                self.start_frames()?;
+                let index = self.read_index(&root)?;
+                self.start_frames(&root)?;
                 (index, true)
             }
         };
         let Self { members, manifest, .. } = self;
-        Ok(Frames { source: members.into_stream(), image_len: manifest.root.size, index, fresh, frames_at })
+        let end = frames_at.saturating_add(root.frames_size);
+        Ok(Frames {
+            source: members.into_stream(),
+            image_len: manifest.root.size,
+            index,
+            fresh,
+            frames_at,
+            end,
+        })
     }
 }
 
@@ -261,9 +321,41 @@ pub struct Frames {
     /// Whether the index was read from the source just now.
     pub fresh: bool,
     frames_at: u64,
+    /// Where the frames member ends, without its padding.
+    end: u64,
 }
 
 impl Frames {
+    /// Leaves these frames and goes to those of the payload that follows.
+    ///
+    /// # Errors
+    /// `Failed` if the bundle is damaged or cannot be read on.
+    pub fn next_payload(self, payload: &Payload) -> Result<Self> {
+        let mut source = self.source;
+        let start = self.end.saturating_add(archive::padding_len(self.end - self.frames_at));
+        let header = |member: &str, size| archive::header(&format!("{}.{member}", payload.name), size);
+        let index_at = start.saturating_add(header("index", payload.index_size)?.len() as u64);
+        let after = index_at
+            .saturating_add(payload.index_size)
+            .saturating_add(archive::padding_len(payload.index_size));
+        let frames_at = after.saturating_add(header("frames", payload.frames_size)?.len() as u64);
+        source.plan(std::iter::once(start..frames_at));
+        source.skip_to(start..frames_at)?;
+        let mut members = archive::Reader::new(source);
+        let found = members.advance()?;
+        let index = read_index(&mut members, found, payload)?;
+        start_frames(&mut members, payload)?;
+        let end = frames_at.saturating_add(payload.frames_size);
+        Ok(Self {
+            source: members.into_stream(),
+            image_len: payload.size,
+            index,
+            fresh: true,
+            frames_at,
+            end,
+        })
+    }
+
     /// Says which frames will be read, in ascending order, and how many bytes will be fetched for them.
     ///
     /// # Errors

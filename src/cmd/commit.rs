@@ -18,7 +18,7 @@ twinhull commit: make the running trial permanent, whatever its health
 Usage: twinhull commit
 
 `twinhull resume` commits by itself when the health checks pass; this is for those who know better, or who switched the
-checks off. Exit 3 if the running slot is not on trial.
+checks off. Hooks that came with the bundle are not run. Exit 3 if the running slot is not on trial.
 ";
 
 fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {

@@ -24,8 +24,8 @@ pub struct Host {
     pub disk: BootedDisk,
     /// Journal and boot chooser.
     pub machine: Machine<AnyChooser, FileJournal>,
-    /// Which bootloader, for people.
-    pub chooser: &'static str,
+    /// Which bootloader.
+    pub chooser: Chooser,
     failure_note: PathBuf,
 }
 
@@ -37,7 +37,7 @@ impl Host {
     pub fn open(context: &Context) -> Result<Self> {
         let root = &context.root;
         let settings = context.settings()?;
-        let (disk, chooser, name) = bootloader(root, &settings)?;
+        let (disk, chooser, kind) = bootloader(root, &settings)?;
         let booted = disk.slot();
         let boot_id =
             BootId(sys::file::read_text(&root.path("/proc/sys/kernel/random/boot_id"), SMALL_FILE_BYTES)?);
@@ -46,7 +46,7 @@ impl Host {
         let boot_failure = sys::file::read_if_exists(&failure_note, SMALL_FILE_BYTES)?
             .and_then(|raw| BootFailure::parse(&String::from_utf8_lossy(&raw)));
         let machine = Machine { chooser, journal, booted, boot_id, boot_failure };
-        Ok(Self { settings, disk, machine, chooser: name.name(), failure_note })
+        Ok(Self { settings, disk, machine, chooser: kind, failure_note })
     }
 
     /// Finishes what was cut short ([`Machine::settle`]). PID 1's note of a failed boot goes when no update is under
@@ -76,8 +76,8 @@ impl Host {
 
 fn bootloader(root: &Root, settings: &Settings) -> Result<(BootedDisk, AnyChooser, Chooser)> {
     let disk = BootedDisk::find(root).doing(|| "disk of the running root")?;
-    let (chooser, name) = super::chooser::open(root, &settings.boot, &disk)?;
-    Ok((disk, chooser, name))
+    let (chooser, kind) = super::chooser::open(root, &settings.boot, &disk)?;
+    Ok((disk, chooser, kind))
 }
 
 /// Whether the running slot is on trial as far as the bootloader is concerned. Asked when the host cannot be opened: it

@@ -1,25 +1,24 @@
 //! `twinhull install`
 
 use std::ffi::OsStr;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::file_sets::{self, FileSets};
 use super::health;
 use super::host::{Host, os_version};
 use super::progress::Bar;
 use super::turn;
 use crate::block::{Disk, FileDisk};
-use crate::bundle::{self, Bundle, Delta, Frames, Keys, Limits, Progress, Source};
+use crate::bundle::{self, Bundle, Delta, Frames, Keys, Progress, Reach, Source};
 use crate::cli::{Command, Context, usage};
 use crate::model::device::{DeviceType, arch};
 use crate::model::manifest::DeviceFacts;
 use crate::model::record::Release;
-use crate::model::{RESET_REQUEST, Slot, Version};
+use crate::model::{Manifest, RESET_REQUEST, Slot};
 use crate::sys::clock::{BootClock, Clock};
-use crate::sys::http::HttpSettings;
-use crate::update::{Armed, Image, Install, Plan, Reuse, use_delta};
+use crate::update::{Armed, Goal, Image, Install, Plan, Reuse, use_delta};
 use crate::{Doing, Error, Result, provision, sys};
 
 /// The index of the bundle that is being fetched.
@@ -45,6 +44,7 @@ Usage: twinhull install [OPTIONS] FILE|URL|-
   --explain             say what would be fetched, reused and written, and whether it would be refused; write nothing
   --max-download BYTES  refuse, before anything is written, if more than so many bytes would have to be fetched
                         (K, M and G stand for KiB, MiB and GiB)
+  --token-file FILE     a bearer token that the server is shown, instead of the setting bundle.token_file
   --reboot              reboot into the new system when it is armed
   --allow-downgrade     accept a version older than the running one
   --force               install even if a service that runs here loses what it requires
@@ -52,19 +52,23 @@ Usage: twinhull install [OPTIONS] FILE|URL|-
 What happens: the signature is checked (keys in bundle.keys) before anything else is believed; the bundle must be meant for
 this device and fit the slot; every block is checked before it is written; the slot is flushed and read back from the
 medium; then, with one write, the bootloader is told to try it for boot.tries boots. The running system is not touched.
-After the reboot `twinhull resume` checks its health and commits, or goes back.
+Files for the boot partition, if the bundle has any, go to the directory of that slot, and are read back too.
+After the reboot `twinhull resume` checks its health, runs the bundle's hooks, and commits, or goes back.
 
 From a server that gives parts of files (nearly all do), only what this device lacks is fetched: blocks are looked for
 in the slot that is written and in the one that runs, and hashed each time. So any bundle updates from any version as
 a delta would, and an install that was cut short in any way goes on where it was: install again.
 A connection that breaks is opened again until nothing has come for bundle.stall_s seconds.
+A token is sent over https alone, and only to the host and port of the bundle's address: not where that redirects to, and
+not to a delta's other server. A server that asks for a client certificate gets bundle.client_cert (with bundle.client_key).
+Servers are trusted by provision.ca_bundle and by balenaRootCA of config.json.
 
 An update that takes from a service what its labels require (io.balena.features.requires.*) and this OS has is refused; an
 optional service is told. See `twinhull contracts --help`.
 
 Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a trial
-under way, a service that would be stranded, more than --max-download). With --json: one line per event: {event:
-look|plan|begin|progress|read-back|armed, ..}.
+under way, a target slot that is mounted, a service that would be stranded, more than --max-download, no room for the
+boot files). With --json: one line per event: {event: look|plan|begin|progress|read-back|armed, ..}.
 
   twinhull install https://updates.example.com/nuc-2.1.0.bundle
   twinhull install --explain --max-download 100M https://updates.example.com/nuc-2.1.0.bundle
@@ -76,6 +80,7 @@ struct Args {
     delta: Option<String>,
     explain: bool,
     max_download: Option<u64>,
+    token_file: Option<PathBuf>,
     reboot: bool,
     allow_downgrade: bool,
     force: bool,
@@ -85,7 +90,7 @@ impl Args {
     fn parse(mut parser: lexopt::Parser) -> Result<Self> {
         use lexopt::prelude::*;
         let (mut bundle, mut reboot, mut allow_downgrade, mut force) = (None, false, false, false);
-        let (mut explain, mut max_download, mut delta) = (false, None, None);
+        let (mut explain, mut max_download, mut delta, mut token_file) = (false, None, None, None);
         while let Some(arg) = parser.next().map_err(usage("install"))? {
             match arg {
                 Long("reboot") => reboot = true,
@@ -95,6 +100,9 @@ impl Args {
                     delta = Some(parser.value().and_then(|v| v.string()).map_err(usage("install"))?);
                 }
                 Long("explain") => explain = true,
+                Long("token-file") => {
+                    token_file = Some(parser.value().map_err(usage("install"))?.into());
+                }
                 Long("max-download") => {
                     max_download = Some(bytes(&parser.value().map_err(usage("install"))?)?)
                 }
@@ -105,7 +113,7 @@ impl Args {
         let bundle = bundle.ok_or_else(|| {
             Error::usage("install: which bundle? give a FILE, a URL or -; see `twinhull install --help`")
         })?;
-        Ok(Self { bundle, delta, explain, max_download, reboot, allow_downgrade, force })
+        Ok(Self { bundle, delta, explain, max_download, token_file, reboot, allow_downgrade, force })
     }
 }
 
@@ -135,12 +143,16 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let args = Args::parse(parser)?;
     let mut host = Host::open(context)?;
     let _turn = turn::take(&context.root)?;
-    let http = provision::http_settings(&context.root, &host.settings)?;
-    let stall = Duration::from_secs(host.settings.bundle.stall_s);
-    let limits = Limits { stall, max_bytes: args.max_download };
-    let doing = || format!("install {}", args.bundle);
-    let source = bundle::source::open(&args.bundle, &http, limits).doing(|| "install")?;
-    let reach = Reach { http, limits };
+    // The token is for the server of the bundle; where that is a file, for the delta's.
+    let server = [Some(&args.bundle), args.delta.as_ref()].into_iter().flatten().find(|a| a.contains("://"));
+    let server = server.map_or("", String::as_str);
+    let reach =
+        super::reach::reach(context, &host.settings, server, args.token_file.as_deref(), args.max_download)
+            .doing(|| "install")?;
+    let source = bundle::source::open(&args.bundle, &reach).doing(|| "install")?;
+    // Without what the address may hold of secrets.
+    let name = source.name().to_owned();
+    let doing = || format!("install {name}");
     let armed = match install(&args, source, &reach, context, &mut host).doing(doing)? {
         Done::Armed(armed) => armed,
         Done::Explained => return Ok(0),
@@ -163,12 +175,6 @@ enum Done {
     /// This very bundle is armed already.
     Already,
     Explained,
-}
-
-/// How servers are reached.
-struct Reach {
-    http: HttpSettings,
-    limits: Limits,
 }
 
 fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: &mut Host) -> Result<Done> {
@@ -196,21 +202,27 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     let mut bar = Bar::new(context.json, image.len_bytes, bundle.stream().len_bytes());
     let running = host.disk.slot_partition(host.machine.booted)?.device.clone();
     let kept = context.root.path(INDEX);
-    let mut feed = Feed::prepare(bundle, args, reach, &kept, [&device, &running], &mut bar)?;
+    let mut sets = FileSets::plan(context, host, &manifest)?;
+    let mut disk = FileDisk::claim(&device, !args.explain).doing(|| format!("slot {slot}"))?;
+    let feed = Feed::prepare(bundle, args, reach, &kept, (&mut disk, &running), &mut bar)?;
     if args.explain {
-        feed.explain(&release.version, slot, image.len_bytes, context.json);
+        feed.explain(&manifest, slot, context.json);
         return Ok(Done::Explained);
     }
     let before = health::before(context, &settings);
-    let mut disk = FileDisk::open(&device)?;
     let started = BootClock.since_boot();
     bar.begin(&release.version, slot);
-    let armed = Install::begin(&mut host.machine, release, image)?
-        .write(&mut disk, |disk| feed.write(disk, &mut bar))
+    let goal = Goal { root: image, sets: sets.images(), hooks: file_sets::hooks(&manifest) };
+    let FileSets { disks, sources } = &mut sets;
+    let mut disks: Vec<&mut dyn Disk> = disks.iter_mut().map(|d| d as &mut dyn Disk).collect();
+    let armed = Install::begin(&mut host.machine, release, goal)?
+        .write(&mut disk, &mut disks, |disk, sets| feed.write(disk, sets, sources, &mut bar))
         .doing(|| format!("write slot {slot}"))?
-        .read_back(&mut disk, |bytes| bar.read_back(bytes))?
+        .read_back(&mut disk, &mut disks, |bytes| bar.read_back(bytes))?
         .arm(settings.boot.tries, before)?;
-    sys::durable::remove(&kept)?;
+    if let Err(e) = sys::durable::remove(&kept) {
+        log::warn!("{e}; it only takes up room");
+    }
     bar.armed(&armed, BootClock.since_boot().saturating_sub(started));
     Ok(Done::Armed(armed))
 }
@@ -248,13 +260,15 @@ impl Feed {
         args: &Args,
         reach: &Reach,
         kept: &Path,
-        [target, running]: [&Path; 2],
+        (target, running): (&mut FileDisk, &Path),
         bar: &mut Bar,
     ) -> Result<Self> {
         if !bundle.stream().is_worth_skipping() && args.delta.is_none() {
             return Ok(Self::Whole(Box::new(bundle)));
         }
         let root = bundle.manifest().root.clone();
+        // What of the files is on the device is seen when they are written: here they count as a whole.
+        let files_bytes: u64 = bundle.manifest().files.iter().map(|p| p.index_size + p.frames_size).sum();
         let kept_bytes =
             sys::file::read_if_exists(kept, root.index_size.min(KEPT_LIMIT_BYTES)).unwrap_or(None);
         let mut frames = bundle.into_frames(kept_bytes)?;
@@ -268,16 +282,15 @@ impl Feed {
             }
         }
         let mut delta = args.delta.as_ref().and_then(|what| {
-            let opened = bundle::source::open(what, &reach.http, reach.limits)
+            let opened = bundle::source::open(what, reach)
                 .and_then(|source| Delta::open(source, &frames.index, &root.index_sha256));
             opened.inspect_err(|e| log::warn!("{e}; going on without the delta")).ok()
         });
-        let mut target = FileDisk::open_read_only(target)?;
         let mut active = FileDisk::open_read_only(running)?;
         let total = frames.image_len.saturating_add(active.len_bytes());
         let mut look = |read| bar.look(read, total);
         let (image_len, old) = (frames.image_len, delta.as_ref().map(|d| &d.old));
-        let reuse = Reuse::survey(&frames.index, image_len, &mut target, &mut active, old, &mut look)?;
+        let reuse = Reuse::survey(&frames.index, image_len, target, &mut active, old, &mut look)?;
         // With a limit, only a delta that is sure to fit is counted on.
         if delta.is_some() && !reuse.old_is_there {
             log::warn!(
@@ -294,7 +307,8 @@ impl Feed {
             }
         };
         let fetch = frames.meter().bytes.saturating_add(plan.fetch_bytes);
-        let fetch = fetch.saturating_add(delta.as_ref().map_or(0, |d| d.fetch_bytes));
+        let fetch =
+            fetch.saturating_add(delta.as_ref().map_or(0, |d| d.fetch_bytes)).saturating_add(files_bytes);
         if let Some(max) = args.max_download.filter(|max| fetch > *max) {
             return Err(bundle::too_much(fetch, max));
         }
@@ -302,30 +316,60 @@ impl Feed {
         Ok(Self::Parts(Box::new(Parts { frames, plan, active, delta, fetch })))
     }
 
-    fn write(&mut self, disk: &mut FileDisk, bar: &mut Bar) -> Result<()> {
+    fn write(
+        self,
+        disk: &mut FileDisk,
+        sets: &mut [&mut dyn Disk],
+        sources: &mut [file_sets::Source],
+        bar: &mut Bar,
+    ) -> Result<()> {
+        let with_payload =
+            |source: &file_sets::Source| source.payload.clone().map(|p| (p, source.name.clone()));
         match self {
-            Self::Whole(bundle) => {
-                bundle.write_root(&mut |offset, bytes| disk.write_at(offset, bytes), &mut |p| bar.progress(p))
+            Self::Whole(mut bundle) => {
+                bundle.write_root(&mut |offset, bytes| disk.write_at(offset, bytes), &mut |p| {
+                    bar.progress(p)
+                })?;
+                for (set, source) in sets.iter_mut().zip(sources) {
+                    let Some(((number, _), name)) = with_payload(source) else { continue };
+                    bundle
+                        .write_files(number, &mut |offset, bytes| set.write_at(offset, bytes))
+                        .doing(|| name)?;
+                }
+                Ok(())
             }
             Self::Parts(parts) => {
-                let Parts { frames, plan, active, delta, .. } = &mut **parts;
+                let Parts { mut frames, mut plan, mut active, delta, .. } = *parts;
                 let mut fetched = 0;
-                if let Some(Patch { mut delta, mut reuse, needed, .. }) = delta.take() {
-                    use_delta(&mut reuse, &needed, &mut delta, frames, disk, active, &mut |p| {
+                if let Some(Patch { mut delta, mut reuse, needed, .. }) = delta {
+                    use_delta(&mut reuse, &needed, &mut delta, &frames, disk, &mut active, &mut |p| {
                         bar.progress(p)
                     })?;
                     // What the delta did not bring after all is fetched too.
-                    *plan = Plan::new(reuse, frames)?;
+                    plan = Plan::new(reuse, &mut frames)?;
                     fetched = delta.meter().bytes;
                 }
-                plan.carry_out(frames, disk, active, &mut |p| {
+                plan.carry_out(&mut frames, disk, &mut active, &mut |p| {
                     bar.progress(Progress { read_bytes: p.read_bytes.saturating_add(fetched), ..p });
-                })
+                })?;
+                for (set, source) in sets.iter_mut().zip(sources) {
+                    let Some(((_, payload), name)) = with_payload(source) else { continue };
+                    frames = frames.next_payload(&payload).doing(|| name.clone())?;
+                    let active = &mut source.active;
+                    let reuse = Reuse::survey(&frames.index, payload.size, set, active, None, &mut |_| ())?;
+                    let plan = Plan::new(reuse, &mut frames)?;
+                    plan.carry_out(&mut frames, set, active, &mut |p| {
+                        bar.fetched(p.read_bytes.saturating_add(fetched));
+                    })
+                    .doing(|| name)?;
+                }
+                Ok(())
             }
         }
     }
 
-    fn explain(&self, version: &Version, slot: Slot, image_bytes: u64, as_json: bool) {
+    fn explain(&self, manifest: &Manifest, slot: Slot, as_json: bool) {
+        let (version, image_bytes) = (&manifest.version, manifest.root.size);
         let (fetch, in_place, copied) = match self {
             Self::Whole(bundle) => (bundle.stream().len_bytes(), 0, 0),
             Self::Parts(parts) => {
@@ -335,20 +379,23 @@ impl Feed {
         };
         if as_json {
             let line = json!({ "event": "explain", "version": version, "slot": slot, "image_bytes": image_bytes,
-                "fetch_bytes": fetch, "in_place_bytes": in_place, "copied_bytes": copied });
+                "fetch_bytes": fetch, "in_place_bytes": in_place, "copied_bytes": copied, "files": manifest.files });
             return sys::out::line(&line.to_string());
         }
         let mib = |bytes: u64| format!("{}.{} MiB", bytes >> 20, (bytes >> 10 & 1023) * 10 / 1024);
         let fetch = fetch.map_or_else(|| "all that comes".into(), mib);
+        let files: Vec<String> =
+            manifest.files.iter().map(|p| format!("\n{}", file_sets::describe(p))).collect();
         sys::out::line(&format!(
             "version {version} would be written to slot {slot} and armed\n\
              fetched or read   {fetch}\n\
              in place already  {}\n\
              copied from the running slot  {}\n\
-             image             {}",
+             image             {}{}",
             mib(in_place),
             mib(copied),
-            mib(image_bytes)
+            mib(image_bytes),
+            files.concat()
         ));
     }
 }

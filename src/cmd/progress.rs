@@ -81,6 +81,11 @@ impl Bar {
         self.show(&text, percent, p.done_bytes >= self.image, &event);
     }
 
+    /// So much was fetched in all; the image is written.
+    pub const fn fetched(&mut self, bytes: u64) {
+        self.fetched = bytes;
+    }
+
     /// So much was read back.
     pub fn read_back(&mut self, bytes: u64) {
         let event = json!({ "event": "read-back", "read": bytes, "image_bytes": self.image });

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::host::{Host, runs_on_trial};
-use super::{health, turn};
+use super::{health, hooks, turn};
 use crate::boot::BootChooser;
 use crate::cli::{Command, Context};
 use crate::sys::clock::{BootClock, Clock};
@@ -27,8 +27,9 @@ twinhull resume: take up where the disk says the device stands
 Usage: twinhull resume
 
 Run once in every boot (twinhull-resume.service). With no update under way it does nothing. An interrupted install is
-put in order. On a trial it repeats the health checks until all have passed for health.settle_s seconds, then commits; if
-they do not pass before health.deadline_s after boot, it records why, calls the trial off and reboots into the old system.
+put in order. On a trial it repeats the health checks until all have passed for health.settle_s seconds, runs the hooks that
+came with the bundle, each with its deadline, and commits; if the checks do not pass before health.deadline_s after boot, or a
+hook fails, it records why, calls the trial off and reboots into the old system.
 
 A trial never stays undecided: if it cannot be judged, or the verdict cannot be written (a full or read-only state partition,
 settings that cannot be read), this tries again until the deadline, then reboots, and the bootloader counts.
@@ -114,6 +115,13 @@ fn on_trial(context: &Context, host: &mut Host, tries_left: u8) -> Result<u8> {
         }
     });
     drop(checks);
+    let verdict = match verdict {
+        Verdict::Healthy => match hooks::run(context, &host.machine.hooks()?) {
+            Ok(()) => Verdict::Healthy,
+            Err(e) => Verdict::Unhealthy(e.to_string()),
+        },
+        unhealthy @ Verdict::Unhealthy(_) => unhealthy,
+    };
     let _turn = turn::wait(&context.root)?;
     match verdict {
         Verdict::Healthy => {

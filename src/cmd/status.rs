@@ -30,7 +30,7 @@ Exit 1 if something that should be there is missing (the text says what, and wha
 contradict each other, else 0.
 
 With --json: {os: {version, slot}, device: {type, arch, uuid}, boot: {chooser, primary, trial: null | {slot, tries_left}},
-phase, update: {state, last: null | {result, target, release, reason}}, provision, supervisor,
+phase, update: {state, hooks: [..], last: null | {result, target, release, reason}}, provision, supervisor,
 config: {last_good_copy, problems: [..], damaged_texts: [..]}, boot_notes: {this_boot: [..], lasting: [..]}, problems: [..]}
 ";
 
@@ -173,10 +173,18 @@ impl Report {
             State::Installing { .. } => "installing",
             State::Trial { .. } => "trial",
         };
-        let boot = json!({ "chooser": host.chooser, "primary": plan.primary, "trial": plan.trial });
+        let hooks: Vec<&str> = match &record.state {
+            State::Trial { hooks, .. } => hooks.iter().map(|h| h.name.as_str()).collect(),
+            State::Idle | State::Installing { .. } => Vec::new(),
+        };
+        if !hooks.is_empty() {
+            self.lines
+                .push(format!("Hooks       {}: run before the new system is committed", hooks.join(", ")));
+        }
+        let boot = json!({ "chooser": host.chooser.name(), "primary": plan.primary, "trial": plan.trial });
         self.json.insert("boot".into(), boot);
         self.json.insert("phase".into(), json!(name));
-        self.json.insert("update".into(), json!({ "state": state, "last": record.last }));
+        self.json.insert("update".into(), json!({ "state": state, "hooks": hooks, "last": record.last }));
         if let Phase::Inconsistent { what } = phase {
             self.problem(Error::inconsistent(what));
         }

@@ -5,23 +5,18 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Version;
 use super::device::DeviceType;
-use super::{Digest, Version};
+use super::payload::{Payload, PayloadKind, is_word};
 use crate::{Error, Result};
 
-/// The only version of the format there is.
-pub const FORMAT: u32 = 1;
+/// The newest version of the format. Bundles that only carry a root image are written as version 1, which older devices
+/// read as well.
+pub const FORMAT: u32 = 2;
 /// The longest manifest, in bytes: it is read into memory before its signature can be checked.
 pub const LIMIT_BYTES: u64 = 64 * 1024;
-/// The smallest image, in bytes.
-pub const IMAGE_MIN_BYTES: u64 = 1024;
-/// The largest image, in bytes (1 TiB).
-pub const IMAGE_MAX_BYTES: u64 = 1 << 40;
-/// Images are hashed and checked in blocks of this many bytes.
-pub const BLOCK_BYTES: u64 = 4096;
 
 const COMPATIBLE_MAX: usize = 64;
-const WORD_MAX: usize = 64;
 
 /// What a bundle says of itself, checked for sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +35,8 @@ pub struct Manifest {
     pub provides: Provides,
     /// The root image.
     pub root: Payload,
+    /// What it carries beside it: files for the boot partition, hooks; at most one of each, in this order.
+    pub files: Vec<Payload>,
 }
 
 /// `[provides]`: versions as text, for the contracts of the services.
@@ -58,35 +55,6 @@ pub struct Provides {
     /// The supervisor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub supervisor: Option<String>,
-}
-
-/// `[[payload]]`: bytes for one place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Payload {
-    /// Names the members `NAME.index` and `NAME.frames`.
-    pub name: String,
-    /// Where it goes.
-    #[serde(rename = "type")]
-    pub kind: PayloadKind,
-    /// Length of the image in bytes.
-    pub size: u64,
-    /// Digest of the whole image.
-    pub sha256: Digest,
-    /// Digest of the whole index member.
-    pub index_sha256: Digest,
-    /// Length of the index member in bytes.
-    pub index_size: u64,
-    /// Length of the frames member in bytes.
-    pub frames_size: u64,
-}
-
-/// Where a payload goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PayloadKind {
-    /// The root partition that is not running.
-    RootSlot,
 }
 
 /// What is known of the device that a bundle is meant for.
@@ -123,7 +91,7 @@ impl Manifest {
     ///
     /// # Errors
     /// `Refused` for a format that is newer than this program; `Failed`, with the line, for anything that is not
-    /// a manifest of format 1.
+    /// a manifest.
     pub fn parse(text: &str) -> Result<Self> {
         let say = |e: toml::de::Error| {
             let line = e.span().map_or(0, |s| text.get(..s.start).unwrap_or("").matches('\n').count() + 1);
@@ -132,10 +100,10 @@ impl Manifest {
         // The version first: a newer format may hold keys that are not known here.
         let table: toml::Table = toml::from_str(text).map_err(say)?;
         match table.get("format").and_then(toml::Value::as_integer) {
-            Some(found) if found == i64::from(FORMAT) => {}
+            Some(1..=2) => {}
             Some(found) => {
                 return Err(Error::refused(format!(
-                    "bundle format {found}: this twinhull reads format {FORMAT}; \
+                    "bundle format {found}: this twinhull reads formats 1 to {FORMAT}; \
                      install an OS in between whose twinhull is newer"
                 )));
             }
@@ -151,14 +119,14 @@ impl Manifest {
     #[cfg(feature = "build-host")]
     pub fn to_text(&self) -> Result<String> {
         let text = Text {
-            format: FORMAT,
+            format: if self.files.is_empty() { 1 } else { FORMAT },
             compatible: self.compatible.clone(),
             arch: self.arch.clone(),
             version: self.version.clone(),
             release: self.release,
             min_version: self.min_version.clone(),
             provides: self.provides.clone(),
-            payload: vec![self.root.clone()],
+            payload: self.payloads().cloned().collect(),
         };
         let text = toml::to_string(&text).map_err(|e| Error::failed(format!("manifest.toml: {e}")))?;
         if text.len() as u64 > LIMIT_BYTES {
@@ -167,6 +135,16 @@ impl Manifest {
         // What a device would refuse is refused here.
         Self::parse(&text)?;
         Ok(text)
+    }
+
+    /// Everything that the bundle carries, in the order in which it does.
+    pub fn payloads(&self) -> impl Iterator<Item = &Payload> {
+        std::iter::once(&self.root).chain(&self.files)
+    }
+
+    /// The files of this kind that it carries.
+    pub fn files_of(&self, kind: PayloadKind) -> Option<&Payload> {
+        self.files.iter().find(|p| p.kind == kind)
     }
 
     /// Whether this bundle may be installed on that device.
@@ -224,29 +202,6 @@ impl Manifest {
     }
 }
 
-impl Payload {
-    /// How many blocks the image has; the last may be a part of one.
-    pub const fn blocks(&self) -> u64 {
-        self.size.div_ceil(BLOCK_BYTES)
-    }
-
-    fn check(self) -> Result<Self> {
-        let wrong =
-            |text: String| Err(Error::failed(format!("manifest.toml: payload {:?}: {text}", self.name)));
-        // The name becomes part of member names, and of messages.
-        if !is_word(&self.name) {
-            return wrong("not a name of letters, digits, '.', '_' and '-'".into());
-        }
-        if !(IMAGE_MIN_BYTES..=IMAGE_MAX_BYTES).contains(&self.size) {
-            return wrong(format!(
-                "image of {} bytes, expected {IMAGE_MIN_BYTES} to {IMAGE_MAX_BYTES}",
-                self.size
-            ));
-        }
-        Ok(self)
-    }
-}
-
 impl Text {
     fn check(self) -> Result<Manifest> {
         let wrong = |text: String| Err(Error::failed(format!("manifest.toml: {text}")));
@@ -264,9 +219,23 @@ impl Text {
         if provides.into_iter().flatten().any(|v| v.is_empty() || v.chars().any(char::is_control)) {
             return wrong("provides: an empty version, or one with control characters".into());
         }
-        let [root] = <[Payload; 1]>::try_from(self.payload).map_err(|found| {
-            Error::failed(format!("manifest.toml: {} payloads, expected one", found.len()))
-        })?;
+        let mut payloads = self.payload.into_iter().map(Payload::check).collect::<Result<Vec<_>>>()?;
+        let kinds: Vec<_> = payloads.iter().map(|p| p.kind).collect();
+        let in_order = kinds.first() == Some(&PayloadKind::RootSlot) && kinds.is_sorted_by(|a, b| a < b);
+        if !in_order || (self.format == 1 && kinds.len() != 1) {
+            return wrong(format!(
+                "format {}: payloads {kinds:?}, expected root-slot, and in format 2 boot-files and hooks after it, \
+                 each at most once",
+                self.format
+            ));
+        }
+        let mut names: Vec<_> = payloads.iter().map(|p| p.name.clone()).collect();
+        names.sort_unstable();
+        if names.windows(2).any(|pair| pair.first() == pair.get(1)) {
+            return wrong("two payloads of one name".into());
+        }
+        let files = payloads.split_off(1);
+        let root = payloads.pop().ok_or_else(|| Error::inconsistent("no root image"))?;
         Ok(Manifest {
             compatible: self.compatible,
             arch: self.arch,
@@ -274,15 +243,10 @@ impl Text {
             release: self.release,
             min_version: self.min_version,
             provides: self.provides,
-            root: root.check()?,
+            root,
+            files,
         })
     }
-}
-
-fn is_word(s: &str) -> bool {
-    (1..=WORD_MAX).contains(&s.len())
-        && s.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
 fn words(types: &[DeviceType]) -> String {
@@ -349,7 +313,8 @@ frames_size = 200
             ("size = 1048577", "size = 1099511627777", "image of 1099511627777 bytes"),
             ("size = 1048577", "size = -1", "line 16"),
             ("name = \"root\"", "name = \"../root\"", "not a name"),
-            ("type = \"root-slot\"", "type = \"boot-files\"", "unknown variant `boot-files`"),
+            ("type = \"root-slot\"", "type = \"raw\"", "unknown variant `raw`"),
+            ("type = \"root-slot\"", "type = \"boot-files\"", "0 files"),
             ("\"intel-nuc\", \"genericx86-64-ext\"", "", "compatible has 0 entries"),
             ("\"intel-nuc\"", "\"intel nuc\"", "\"intel nuc\": expected letters"),
             ("[[payload]]", "[payload]", "line 13"),
@@ -363,7 +328,7 @@ frames_size = 200
 
     #[test]
     fn a_newer_format_is_refused_whatever_else_it_holds() {
-        let e = Manifest::parse("format = 2\nnews = true\n").unwrap_err();
+        let e = Manifest::parse("format = 3\nnews = true\n").unwrap_err();
         assert_eq!(e.kind(), Kind::Refused);
         assert!(e.to_string().contains("newer"), "{e}");
     }

@@ -195,6 +195,7 @@ mod tests {
             release: release(),
             armed_in: BootId("first".into()),
             before: Before::default(),
+            hooks: Vec::new(),
             verdict: verdict.map(Into::into),
         }
     }

@@ -44,10 +44,24 @@ pub enum State {
         armed_in: BootId,
         /// What was true of the old system, which the new one must match.
         before: Before,
+        /// What the new system runs before it is committed, in order.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        hooks: Vec<Hook>,
         /// Why the trial is to end badly; set before it is called off, so that the reason survives the cut.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         verdict: Option<String>,
     },
+}
+
+/// A program that came with the bundle and lies on the state partition.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Hook {
+    /// Its name.
+    pub name: String,
+    /// What it must be.
+    pub sha256: Digest,
+    /// Seconds that it may take.
+    pub deadline_s: u64,
 }
 
 /// What was true before an update: health asks of the new system what the old one could do.

@@ -4,6 +4,7 @@
 //! bootloader does is a model of its script in `boot/`, checked against the truth tables of boot/README.md. Every durable
 //! step, the bootloader's included, is a place where the power can be cut or the process killed.
 
+pub mod efi_model;
 pub mod files;
 mod grub_script;
 mod laws;

@@ -12,7 +12,7 @@ use crate::block::Disk;
 use crate::boot::BootChooser;
 use crate::model::record::{Before, Outcome, Record, Release, State};
 use crate::model::{BootId, BootPlan, Digest, Slot};
-use crate::update::{Image, Install, JournalStore, Machine, Next};
+use crate::update::{Goal, Image, Install, JournalStore, Machine, Next};
 use crate::{Error, Kind, Result};
 
 pub const TRIES: u8 = 3;
@@ -286,7 +286,7 @@ impl World {
         let asked = std::mem::take(&mut self.tryboot);
         let choice = self.loader.choose(&self.files.borrow(), asked);
         self.tried |= asked;
-        if choice.save.is_some() {
+        if choice.writes() {
             self.power.step().map_err(|_| Stop::Interrupted)?;
             self.tried = choice.save_into(&mut self.files.borrow_mut());
         }
@@ -375,19 +375,19 @@ impl World {
         behaviour: Behaviour,
     ) -> Result<()> {
         let content = image_of(version, behaviour);
-        let image =
-            Image { len_bytes: content.len() as u64, digest: Digest(Sha256::digest(&content).into()) };
+        let root = Image { len_bytes: content.len() as u64, digest: Digest(Sha256::digest(&content).into()) };
+        let goal = Goal { root, sets: Vec::new(), hooks: Vec::new() };
         let booted = machine.booted;
         let mut disk = SlotDisk { media: self.media.clone(), power: self.power.clone(), slot: !booted };
         self.tried = false;
         self.writing = false;
-        let begun = Install::begin(&mut machine, release(version), image)?;
+        let begun = Install::begin(&mut machine, release(version), goal)?;
         self.writing = true;
         let armed = begun
-            .write(&mut disk, |disk| {
+            .write(&mut disk, &mut [], |disk, _| {
                 content.chunks(BLOCK).enumerate().try_for_each(|(i, b)| disk.write_at((i * BLOCK) as u64, b))
             })?
-            .read_back(&mut disk, |_| ())?
+            .read_back(&mut disk, &mut [], |_| ())?
             .arm(TRIES, Before::default());
         // A chooser may have something to tidy up after its commit point: cut there, the trial is armed all the same.
         if armed.is_ok() || self.machine(booted).chooser.plan()?.trial.is_some() {

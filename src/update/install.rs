@@ -1,24 +1,45 @@
-//! Writing a new system into the other slot, as types: what is not yet checked cannot be armed.
+//! Writing a new system into the other slot, and the files that go with it, as types: what is not yet checked cannot be
+//! armed.
 //!
 //! ```text
 //! Install<Unbootable> --write--> Install<Written> --read_back--> Install<Verified> --arm--> Armed
 //! ```
 
+use sha2::{Digest as _, Sha256};
+
 use super::{JournalStore, Machine};
-use crate::block::{Disk, Verified, read_back};
+use crate::block::{Disk, Verified, digest_of, read_back};
 use crate::boot::BootChooser;
 use crate::model::phase::Phase;
-use crate::model::record::{Before, Outcome, Record, Release, State};
+use crate::model::record::{Before, Hook, Outcome, Record, Release, State};
 use crate::model::{BootPlan, Digest, Slot};
 use crate::{Error, Result};
 
-/// What the slot must hold in the end.
+/// What a slot, or a set of files, must hold in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Image {
     /// Length in bytes.
     pub len_bytes: u64,
     /// SHA-256 of all of it.
     pub digest: Digest,
+}
+
+impl Image {
+    /// Nothing at all.
+    pub fn empty() -> Self {
+        Self { len_bytes: 0, digest: Digest(Sha256::digest([]).into()) }
+    }
+}
+
+/// All that an install writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Goal {
+    /// The root image, for the slot.
+    pub root: Image,
+    /// The sets of files, each for a disk of its own; see [`crate::block::FileSet`].
+    pub sets: Vec<Image>,
+    /// What the new system runs before it is committed.
+    pub hooks: Vec<Hook>,
 }
 
 /// The target holds anything; nothing points to it.
@@ -44,7 +65,7 @@ pub struct Armed {
 pub struct Install<'m, C, J, S> {
     machine: &'m mut Machine<C, J>,
     release: Release,
-    image: Image,
+    goal: Goal,
     state: S,
 }
 
@@ -54,7 +75,7 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
     /// # Errors
     /// `Refused` on a trial (its health decides first), `RebootNeeded` when the running slot is about to be left,
     /// `Inconsistent` as `settle`, `Failed` if a write did not land.
-    pub fn begin(machine: &'m mut Machine<C, J>, release: Release, image: Image) -> Result<Self> {
+    pub fn begin(machine: &'m mut Machine<C, J>, release: Release, goal: Goal) -> Result<Self> {
         match machine.observe()?.2 {
             Phase::Steady | Phase::StrayTrial | Phase::ReadyToReboot | Phase::TryAgain { .. } => {}
             Phase::InstallInterrupted
@@ -85,37 +106,58 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
         machine
             .journal
             .store(&Record { state: State::Installing { target, release: release.clone() }, last })?;
-        Ok(Self { machine, release, image, state: Unbootable(()) })
+        Ok(Self { machine, release, goal, state: Unbootable(()) })
     }
 
-    /// Lets `feed` write the whole image to `disk`, and flushes.
+    /// Lets `feed` write the whole image to `disk` and the sets of files to `sets`, and flushes them. A set that `feed` does
+    /// not write to is put in order by its flush all the same.
     ///
     /// # Errors
-    /// What `feed` or the disk say; the update is then abandoned and the journal says why.
+    /// What `feed` or the disks say; the update is then abandoned and the journal says why.
     pub fn write<D: Disk>(
         self,
         disk: &mut D,
-        feed: impl FnOnce(&mut D) -> Result<()>,
+        sets: &mut [&mut dyn Disk],
+        feed: impl FnOnce(&mut D, &mut [&mut dyn Disk]) -> Result<()>,
     ) -> Result<Install<'m, C, J, Written>> {
-        let written = feed(disk).and_then(|()| disk.flush());
+        let written = feed(disk, sets)
+            .and_then(|()| disk.flush())
+            .and_then(|()| sets.iter_mut().try_for_each(|set| set.flush()));
         self.then(written, |()| Written(()))
     }
 }
 
 impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Written> {
-    /// Reads the image back from the medium; `progress` is told the bytes read so far.
+    /// Reads image and files back from the medium; `progress` is told the bytes of the image read so far.
     ///
     /// # Errors
     /// As [`read_back`]; the update is then abandoned.
     pub fn read_back(
         self,
         disk: &mut impl Disk,
+        sets: &mut [&mut dyn Disk],
         progress: impl FnMut(u64),
     ) -> Result<Install<'m, C, J, Verified>> {
-        let Image { len_bytes, digest } = self.image;
-        let verified = read_back(disk, !self.machine.booted, len_bytes, &digest, progress);
+        let Image { len_bytes, digest } = self.goal.root;
+        let verified = read_back_sets(&self.goal.sets, sets)
+            .and_then(|()| read_back(disk, !self.machine.booted, len_bytes, &digest, progress));
         self.then(verified, |v| v)
     }
+}
+
+fn read_back_sets(images: &[Image], sets: &mut [&mut dyn Disk]) -> Result<()> {
+    if images.len() != sets.len() {
+        return Err(Error::inconsistent(format!("{} sets of files for {} places", images.len(), sets.len())));
+    }
+    for (Image { len_bytes, digest }, set) in images.iter().zip(sets) {
+        let found = digest_of(set, *len_bytes, |_| ())?;
+        if found != *digest {
+            return Err(Error::failed(format!(
+                "read back files: the medium holds {found}, expected {digest}; it may be worn out"
+            )));
+        }
+    }
+    Ok(())
 }
 
 impl<C: BootChooser, J: JournalStore> Install<'_, C, J, Verified> {
@@ -131,6 +173,7 @@ impl<C: BootChooser, J: JournalStore> Install<'_, C, J, Verified> {
             release: self.release.clone(),
             armed_in: self.machine.boot_id.clone(),
             before,
+            hooks: self.goal.hooks.clone(),
             verdict: None,
         };
         let armed = self
@@ -150,7 +193,7 @@ impl<'m, C: BootChooser, J: JournalStore, S> Install<'m, C, J, S> {
             Ok(value) => Ok(Install {
                 machine: self.machine,
                 release: self.release,
-                image: self.image,
+                goal: self.goal,
                 state: next(value),
             }),
             Err(e) => {

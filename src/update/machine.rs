@@ -3,7 +3,7 @@
 use super::JournalStore;
 use crate::boot::BootChooser;
 use crate::model::phase::{Observed, Phase, classify};
-use crate::model::record::{Before, Ended, Outcome, Record, Release, State};
+use crate::model::record::{Before, Ended, Hook, Outcome, Record, Release, State};
 use crate::model::{BootFailure, BootId, BootPlan, Slot};
 use crate::{Error, Result};
 
@@ -64,6 +64,7 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
     /// `Inconsistent`, with nothing touched, if journal and boot plan contradict each other; `Failed` if one of them
     /// cannot be read or written.
     pub fn settle(&mut self) -> Result<Next> {
+        self.chooser.restore(self.booted)?;
         let (record, _, phase) = self.observe()?;
         match phase {
             Phase::Steady => Ok(Next::Nothing),
@@ -144,9 +145,10 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
         match (&phase, record.state) {
             (
                 Phase::OnTrial { .. } | Phase::ReadyToReboot | Phase::TryAgain { .. },
-                State::Trial { target, release, armed_in, before, verdict: None },
+                State::Trial { target, release, armed_in, before, hooks, verdict: None },
             ) => {
-                let state = State::Trial { target, release, armed_in, before, verdict: Some(why.to_owned()) };
+                let verdict = Some(why.to_owned());
+                let state = State::Trial { target, release, armed_in, before, hooks, verdict };
                 self.journal.store(&Record { state, last: record.last })?;
                 self.settle()
             }
@@ -157,10 +159,11 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
     /// Keeps why a trial failed before the disarm wipes the evidence: used-up tries are seen only in the boot plan.
     fn remember(&mut self, record: Record, outcome: Outcome, why: &str) -> Result<Record> {
         match record.state {
-            State::Trial { target, release, armed_in, before, verdict: None }
+            State::Trial { target, release, armed_in, before, hooks, verdict: None }
                 if outcome == Outcome::RolledBack =>
             {
-                let state = State::Trial { target, release, armed_in, before, verdict: Some(why.to_owned()) };
+                let verdict = Some(why.to_owned());
+                let state = State::Trial { target, release, armed_in, before, hooks, verdict };
                 let record = Record { state, last: record.last };
                 self.journal.store(&record)?;
                 Ok(record)
@@ -195,6 +198,17 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
         let (record, _, phase) = self.observe()?;
         Ok(phase == Phase::ReadyToReboot
             && matches!(record.state, State::Trial { release: armed, .. } if armed == *release))
+    }
+
+    /// What the trial must run before it is committed; nothing without one.
+    ///
+    /// # Errors
+    /// `Failed` if the journal cannot be read.
+    pub fn hooks(&self) -> Result<Vec<Hook>> {
+        Ok(match self.journal.load()?.state {
+            State::Trial { hooks, .. } => hooks,
+            State::Idle | State::Installing { .. } => Vec::new(),
+        })
     }
 
     /// What was true before the update that is on trial; nothing without one.

@@ -19,7 +19,7 @@ mod machine;
 mod reuse;
 
 pub use assemble::{Plan, use_delta};
-pub use install::{Armed, Image, Install, Unbootable, Written};
+pub use install::{Armed, Goal, Image, Install, Unbootable, Written};
 pub use journal::{FileJournal, JournalStore};
 #[cfg(test)]
 pub use journal::{decode as decode_record, encode as encode_record};

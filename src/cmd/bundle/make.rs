@@ -8,6 +8,7 @@ use super::Percent;
 use crate::bundle::Signature;
 use crate::bundle::delta_pack;
 use crate::bundle::pack::{self, Recipe};
+use crate::bundle::pack_files::{self, NamedFile};
 use crate::bundle::sign::{self, Signer};
 use crate::cli::{Context, usage};
 use crate::model::device::{DeviceType, arch};
@@ -16,6 +17,8 @@ use crate::model::{Manifest, Version};
 use crate::{Error, Result, sys};
 
 const PASSWORD_LIMIT_BYTES: u64 = 4096;
+/// Seconds that a hook may take if nothing else was said.
+const HOOK_DEADLINE_S: u64 = 60;
 
 /// Who signs: key files, and the file with their password.
 #[derive(Default)]
@@ -80,8 +83,11 @@ pub(super) fn create(parser: lexopt::Parser, context: &Context) -> Result<u8> {
             n => format!("signed by {n} key{}", if n == 1 { "" } else { "s" }),
         };
         format!(
-            "{out}: version {}, {} bytes for {} of image, {signed}",
-            made.manifest.version, made.len_bytes, root.size
+            "{out}: version {}, {} bytes for {} of image{}, {signed}",
+            made.manifest.version,
+            made.len_bytes,
+            root.size,
+            crate::cmd::file_sets::count(&made.manifest)
         )
     });
     Ok(0)
@@ -95,6 +101,7 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
     let mut provides = Provides::default();
     let (mut arch_name, mut release, mut level) = (arch().to_owned(), 0, 19);
     let (mut frame_kib, mut prefix_kib) = (64_u32, 1024_u32);
+    let (mut boot_files, mut hooks, mut deadline_s) = (Vec::new(), Vec::new(), HOOK_DEADLINE_S);
     while let Some(arg) = parser.next().map_err(&wrong)? {
         let known = match arg {
             Long(name) => name.to_owned(),
@@ -119,9 +126,14 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
             "prefix-size" => prefix_kib = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
             "frame-size" => frame_kib = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
             "provides" => provide(&mut provides, &parser.value().and_then(|v| v.string()).map_err(&wrong)?)?,
+            "boot-dir" => boot_files.extend(pack_files::of_directory(&path()?)?),
+            "boot-file" => boot_files.push(named_file(&mut parser, None)?),
+            "hook" => hooks.push(named_file(&mut parser, Some(deadline_s))?),
+            "hook-deadline" => deadline_s = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
             other => return Err(wrong(lexopt::Error::UnexpectedOption(format!("--{other}")))),
         }
     }
+    hooks.sort_by(|a: &NamedFile, b| a.path.cmp(&b.path));
     let version = needed(version, "--version")?;
     if compatible.is_empty() {
         return Err(missing("--compatible"));
@@ -148,8 +160,20 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
         level,
         frame_blocks,
         prefix_blocks,
+        boot_files,
+        hooks,
     };
-    Ok(Creation { image: needed(image, "--image")?, out: needed(out, "--output")?, recipe, signers })
+    Ok(Creation { image: needed(image, "--image")?, out: output(out)?, recipe, signers })
+}
+
+/// `PATH=FILE`: what a file is called in the bundle, and where it is.
+fn named_file(parser: &mut lexopt::Parser, deadline_s: Option<u64>) -> Result<NamedFile> {
+    let text = parser.value().and_then(|v| v.string()).map_err(usage("bundle"))?;
+    let (path, file) =
+        text.split_once('=').filter(|(path, file)| !path.is_empty() && !file.is_empty()).ok_or_else(
+            || Error::usage(format!("bundle create: {text:?}: expected NAME=FILE, as vmlinuz=build/bzImage")),
+        )?;
+    Ok(NamedFile { path: path.to_owned(), file: file.into(), deadline_s })
 }
 
 fn os_version(parser: &mut lexopt::Parser) -> Result<Version> {
@@ -171,6 +195,18 @@ fn provide(provides: &mut Provides, text: &str) -> Result<()> {
     };
     *place.0 = Some(place.1.to_owned());
     Ok(())
+}
+
+/// The file that `--output` names; looked at before the work, which takes minutes.
+fn output(named: Option<PathBuf>) -> Result<PathBuf> {
+    let out = needed(named, "--output")?;
+    if out.as_os_str() == "-" {
+        return Err(Error::usage(
+            "bundle: --output -: it is written to a file, never to a pipe; give its name",
+        ));
+    }
+    sys::durable::check_replaceable(&out)?;
+    Ok(out)
 }
 
 fn needed<T>(value: Option<T>, option: &str) -> Result<T> {
@@ -234,7 +270,7 @@ pub(super) fn delta(mut parser: lexopt::Parser, context: &Context) -> Result<u8>
             other => return Err(wrong(other.unexpected())),
         }
     }
-    let (from, to, out) = (needed(from, "--from")?, needed(to, "--to")?, needed(out, "--output")?);
+    let (from, to, out) = (needed(from, "--from")?, needed(to, "--to")?, output(out)?);
     if !(1..=22).contains(&level) {
         return Err(Error::usage(format!("bundle delta: --level {level}: 1 to 22")));
     }

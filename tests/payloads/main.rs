@@ -1,0 +1,98 @@
+//! Bundles that carry more than a root image: files for the boot partition, and hooks; from the maker to the commit.
+#![cfg(feature = "build-host")]
+// Tests may panic and start programs.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, clippy::disallowed_macros)]
+#![allow(clippy::cast_possible_truncation)]
+
+mod boot_files;
+mod hooks;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use support::{Device, KeyPair, outcome, pattern, twinhull};
+
+/// A device, a key that it trusts, and a place for files.
+struct Bench {
+    dir: tempfile::TempDir,
+    key: KeyPair,
+    device: Device,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let key = KeyPair::new(dir.path(), "fleet");
+        let device = Device::new(&[&key]);
+        device.write("etc/twinhull/20-health.toml", "[health]\nsettle_s = 0\ndeadline_s = 1\n");
+        Self { dir, key, device }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Makes the signed bundle `NAME.bundle` of an image of its own; `more` are further arguments of `bundle create`.
+    fn create(&self, name: &str, version: &str, more: &[&str]) -> Output {
+        let image = self.write(&format!("{name}.img"), &pattern(1 << 20, name.len() as u64 + 7));
+        let [image, out, key] = [&image, &self.path(&format!("{name}.bundle")), &self.key.secret]
+            .map(|p| p.to_str().unwrap().to_owned());
+        let args = ["bundle", "create", "--image", &image, "--version", version, "--compatible", "intel-nuc"];
+        let rest = ["--arch", "amd64", "--level", "1", "--frame-size", "16", "--key", &key, "-o", &out];
+        twinhull(&[&args[..], &rest, more].concat())
+    }
+
+    fn bundle(&self, name: &str, version: &str, more: &[&str]) -> PathBuf {
+        let made = self.create(name, version, more);
+        assert!(made.status.success(), "{}", outcome(&made).1);
+        self.path(&format!("{name}.bundle"))
+    }
+
+    fn install(&self, bundle: &Path) -> Output {
+        self.device.twinhull(&["install", bundle.to_str().unwrap()])
+    }
+
+    /// The bootloader's choice: the device now runs slot B, on its first try.
+    fn boot_into_b(&self) {
+        self.device.write("proc/cmdline", "root=PARTLABEL=resin-rootB ro\n");
+        self.device.write("proc/sys/kernel/random/boot_id", "22222222-2222-3333-4444-555555555555\n");
+    }
+
+    /// Runs twinhull with a `systemctl` that only says that it was asked for a reboot.
+    fn resume(&self) -> Output {
+        let bin = self.write("bin/systemctl", b"#!/bin/sh\necho \"$@\" >> \"$(dirname \"$0\")/asked\"\n");
+        fs::set_permissions(&bin, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
+        let root = self.device.path("");
+        let args = ["--root", root.to_str().unwrap(), "resume"];
+        Command::new(env!("CARGO_BIN_EXE_twinhull")).args(args).env("PATH", path).output().unwrap()
+    }
+
+    fn rebooted(&self) -> bool {
+        fs::read_to_string(self.path("bin/asked")).is_ok_and(|asked| asked == "reboot\n")
+    }
+}
+
+#[test]
+fn a_bundle_without_them_is_still_of_format_1() {
+    let bench = Bench::new();
+    let inspect = |bundle: PathBuf| {
+        let text = support::run("tar", &["-xOf", bundle.to_str().unwrap(), "manifest.toml"]);
+        text.lines().next().unwrap().to_owned()
+    };
+    assert_eq!(inspect(bench.bundle("plain", "2.0.0", &[])), "format = 1");
+    let hook = bench.write("hook", b"#!/bin/sh\n");
+    let named = format!("check={}", hook.display());
+    assert_eq!(inspect(bench.bundle("more", "2.0.0", &["--hook", &named])), "format = 2");
+}
