@@ -68,11 +68,13 @@ pub enum Chooser {
     Tryboot,
     /// UEFI's own boot manager, with an entry for each slot.
     Efi,
+    /// A counter of our own that PID 1 keeps; the settings of the initramfs must name it as well.
+    Initramfs,
 }
 
 impl Chooser {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Grub,
         Self::BalenaBootloader,
         Self::UbootText,
@@ -80,6 +82,7 @@ impl Chooser {
         Self::SystemdBoot,
         Self::Tryboot,
         Self::Efi,
+        Self::Initramfs,
     ];
 
     /// Its name in the settings.
@@ -92,6 +95,7 @@ impl Chooser {
             Self::SystemdBoot => "systemd-boot",
             Self::Tryboot => "tryboot",
             Self::Efi => "efi",
+            Self::Initramfs => "initramfs",
         }
     }
 }
