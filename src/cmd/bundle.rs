@@ -4,14 +4,13 @@
 mod make;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use lexopt::prelude::*;
 
-use crate::bundle::{self, Bundle, Keys, Limits, Signature, source};
+use crate::bundle::{self, Bundle, Keys, Signature, source};
 use crate::cli::{Command, Context, usage};
 use crate::model::Manifest;
-use crate::{Doing, Error, Result, provision, sys};
+use crate::{Doing, Error, Result, sys};
 
 pub(super) const COMMAND: Command = Command {
     name: "bundle",
@@ -51,7 +50,8 @@ create: makes a bundle of a root image. The same input gives the same bytes (but
   --hook-deadline S    seconds that each --hook after it may take (default 60)
   --key SECRETKEY      sign it at once; may be given several times
   --password-file FILE the password of the keys, on the first line
-  -o, --output OUT     the bundle; an old one is replaced when the new one is whole
+  -o, --output OUT     the bundle; an old file is replaced when the new one is whole, anything else (a device, a
+                       link) never
 
 sign: adds signatures to a bundle, after checking all of it against its manifest. Keys are minisign's
   (`minisign -G`, with or without -W). A signature made elsewhere (tar -xf BUNDLE manifest.toml;
@@ -68,6 +68,8 @@ inspect: shows what a bundle says of itself. Signatures are checked only with --
 verify: checks signatures, indexes, every block, the whole images, each file and the end of the bundle; writes nothing.
   --keys DIR           directory of minisign public keys, *.pub
   --signatures N       how many different keys must have signed (default 1)
+
+With --json, sign tells {bundle, signed_by: [..]}, keygen {public, secret}.
 
 Examples:
   twinhull bundle keygen --public fleet.pub --secret fleet.key
@@ -90,11 +92,11 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
         #[cfg(feature = "build-host")]
         "create" => make::create(parser, context),
         #[cfg(feature = "build-host")]
-        "sign" => make::sign(parser),
+        "sign" => make::sign(parser, context),
         #[cfg(feature = "build-host")]
         "delta" => make::delta(parser, context),
         #[cfg(feature = "build-host")]
-        "keygen" => make::keygen(parser),
+        "keygen" => make::keygen(parser, context),
         #[cfg(not(feature = "build-host"))]
         "create" | "sign" | "delta" | "keygen" => Err(Error::usage(format!(
             "bundle {word}: this twinhull was built without the feature build-host"
@@ -135,9 +137,7 @@ fn asked(mut parser: lexopt::Parser) -> Result<Asked> {
 
 fn open(what: &str, context: &Context) -> Result<bundle::Source> {
     let settings = context.settings()?;
-    let http = provision::http_settings(&context.root, &settings)?;
-    let stall = Duration::from_secs(settings.bundle.stall_s);
-    source::open(what, &http, Limits { stall, max_bytes: None })
+    source::open(what, &super::reach::reach(context, &settings, what, None, None)?)
 }
 
 fn inspect(parser: lexopt::Parser, context: &Context) -> Result<u8> {

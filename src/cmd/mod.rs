@@ -14,12 +14,14 @@ pub mod init;
 mod install;
 mod progress;
 mod provision;
+mod reach;
 mod reset;
 mod resume;
 mod rollback;
 mod status;
 mod stranded;
 mod supervisor;
+mod turn;
 mod version;
 
 use crate::cli::Command;

@@ -58,6 +58,23 @@ pub fn open_read_write(path: &Path) -> Result<File> {
     OpenOptions::new().read(true).write(true).open(path).doing(|| format!("open {}", path.display()))
 }
 
+/// Opens an existing file or device as [`open_read_write`] or [`open_read`] does; a block device for ourselves alone,
+/// as mounting does: the kernel then gives it to nobody else. `None` if it is mounted or otherwise taken.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn claim(path: &Path, writable: bool) -> Result<Option<File>> {
+    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+    let doing = || format!("open {}", path.display());
+    // What O_EXCL alone means is laid down for block devices only: open(2).
+    let is_block_device = std::fs::metadata(path).doing(doing)?.file_type().is_block_device();
+    let flags = if is_block_device { libc::O_EXCL } else { 0 };
+    match OpenOptions::new().read(true).write(writable).custom_flags(flags).open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => Ok(None),
+        opened => opened.map(Some).doing(doing),
+    }
+}
+
 /// Writes one value to an existing file of `/sys` or `/proc`, in one call, without a newline.
 ///
 /// # Errors
@@ -90,6 +107,21 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = entries.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>().doing(doing)?;
     paths.sort();
     Ok(paths)
+}
+
+/// The files `*.EXTENSION` of a directory whose files are taken together, by name; none if there is no such directory. What
+/// is hidden was not meant to be there: an editor's copy, for example.
+///
+/// # Errors
+/// `Failed`, naming the path, for what is no file: reading a pipe there would never end.
+pub fn fragments(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut files = list(dir)?;
+    let is_hidden = |f: &Path| f.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    files.retain(|f| f.extension().is_some_and(|e| e == extension) && !is_hidden(f));
+    match files.iter().find(|f| f.metadata().is_ok_and(|m| !m.is_file())) {
+        Some(odd) => Err(Error::failed(format!("{}: not a file; take it away from there", odd.display()))),
+        None => Ok(files),
+    }
 }
 
 /// The size of a file or block device, in bytes.

@@ -156,7 +156,7 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
         boot_files,
         hooks,
     };
-    Ok(Creation { image: needed(image, "--image")?, out: needed(out, "--output")?, recipe, signers })
+    Ok(Creation { image: needed(image, "--image")?, out: output(out)?, recipe, signers })
 }
 
 /// `PATH=FILE`: what a file is called in the bundle, and where it is.
@@ -190,6 +190,18 @@ fn provide(provides: &mut Provides, text: &str) -> Result<()> {
     Ok(())
 }
 
+/// The file that `--output` names; looked at before the work, which takes minutes.
+fn output(named: Option<PathBuf>) -> Result<PathBuf> {
+    let out = needed(named, "--output")?;
+    if out.as_os_str() == "-" {
+        return Err(Error::usage(
+            "bundle: --output -: it is written to a file, never to a pipe; give its name",
+        ));
+    }
+    sys::durable::check_replaceable(&out)?;
+    Ok(out)
+}
+
 fn needed<T>(value: Option<T>, option: &str) -> Result<T> {
     value.ok_or_else(|| missing(option))
 }
@@ -199,7 +211,7 @@ fn missing(option: &str) -> Error {
 }
 
 /// `bundle sign`
-pub(super) fn sign(mut parser: lexopt::Parser) -> Result<u8> {
+pub(super) fn sign(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let wrong = usage("bundle");
     let (mut bundle, mut signature, mut public): (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>) =
         (None, None, None);
@@ -221,10 +233,16 @@ pub(super) fn sign(mut parser: lexopt::Parser) -> Result<u8> {
         (None, None) => return Err(missing("--key, or --signature and --public,")),
         _ => return Err(missing("--signature and --public together: each")),
     };
-    add(&bundle, &signers.load()?, imported.as_ref())
+    let by = add(&bundle, &signers.load()?, imported.as_ref())?;
+    sys::out::line(&if context.json {
+        serde_json::json!({ "bundle": bundle, "signed_by": by }).to_string()
+    } else {
+        format!("{}: signed by {}", bundle.display(), by.join(", "))
+    });
+    Ok(0)
 }
 
-fn add(bundle: &Path, signers: &[Signer], imported: Option<&(PathBuf, PathBuf)>) -> Result<u8> {
+fn add(bundle: &Path, signers: &[Signer], imported: Option<&(PathBuf, PathBuf)>) -> Result<Vec<String>> {
     let all = sign::add(bundle, &|manifest, text| {
         let mut new = sign_all(signers, manifest, text)?;
         if let Some((signature, public)) = imported {
@@ -232,9 +250,7 @@ fn add(bundle: &Path, signers: &[Signer], imported: Option<&(PathBuf, PathBuf)>)
         }
         Ok(new)
     })?;
-    let by: Vec<String> = all.iter().map(|s| s.id().to_string()).collect();
-    sys::out::line(&format!("{}: signed by {}", bundle.display(), by.join(", ")));
-    Ok(0)
+    Ok(all.iter().map(|s| s.id().to_string()).collect())
 }
 
 /// `bundle delta`
@@ -251,7 +267,7 @@ pub(super) fn delta(mut parser: lexopt::Parser, context: &Context) -> Result<u8>
             other => return Err(wrong(other.unexpected())),
         }
     }
-    let (from, to, out) = (needed(from, "--from")?, needed(to, "--to")?, needed(out, "--output")?);
+    let (from, to, out) = (needed(from, "--from")?, needed(to, "--to")?, output(out)?);
     if !(1..=22).contains(&level) {
         return Err(Error::usage(format!("bundle delta: --level {level}: 1 to 22")));
     }
@@ -274,7 +290,7 @@ pub(super) fn delta(mut parser: lexopt::Parser, context: &Context) -> Result<u8>
 }
 
 /// `bundle keygen`
-pub(super) fn keygen(mut parser: lexopt::Parser) -> Result<u8> {
+pub(super) fn keygen(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let wrong = usage("bundle");
     let (mut public, mut secret): (Option<PathBuf>, Option<PathBuf>) = (None, None);
     while let Some(arg) = parser.next().map_err(&wrong)? {
@@ -286,10 +302,14 @@ pub(super) fn keygen(mut parser: lexopt::Parser) -> Result<u8> {
     }
     let (public, secret) = (needed(public, "--public")?, needed(secret, "--secret")?);
     sign::keygen(&public, &secret)?;
-    sys::out::line(&format!(
-        "{}: belongs into the image, in the directory of the setting bundle.keys\n{}: keep it secret; it has no password",
-        public.display(),
-        secret.display()
-    ));
+    sys::out::line(&if context.json {
+        serde_json::json!({ "public": public, "secret": secret }).to_string()
+    } else {
+        format!(
+            "{}: belongs into the image, in the directory of the setting bundle.keys\n{}: keep it secret; it has no password",
+            public.display(),
+            secret.display()
+        )
+    });
     Ok(0)
 }
