@@ -19,7 +19,7 @@ use crate::{Error, Result};
 /// The first request, and any that nothing was planned for: manifest and signatures are about as long.
 const FIRST_BYTES: u64 = 4096;
 /// A request is for at least so much, if so much is planned. It bounds what a killed process fetched in vain.
-const REQUEST_BYTES: u64 = 256 * 1024;
+const REQUEST_BYTES: u64 = 128 * 1024;
 /// A gap up to this is always read over: a request and its answer have about as many bytes.
 const GAP_BYTES: u64 = 1024;
 /// No link is taken for faster, in bytes a second: what requests saved would gain there is less than anybody notices.
