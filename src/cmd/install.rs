@@ -195,7 +195,7 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     let mut bar = Bar::new(context.json, image.len_bytes, bundle.stream().len_bytes());
     let running = host.disk.slot_partition(host.machine.booted)?.device.clone();
     let kept = context.root.path(INDEX);
-    let mut sets = FileSets::plan(context, host, &manifest)?;
+    let mut sets = FileSets::plan(context, host, &manifest, args.explain)?;
     let feed = Feed::prepare(bundle, args, reach, &kept, [&device, &running], &mut bar)?;
     if args.explain {
         feed.explain(&manifest, slot, context.json);
@@ -206,7 +206,7 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     let started = BootClock.since_boot();
     bar.begin(&release.version, slot);
     let goal = Goal { root: image, sets: sets.images(), hooks: file_sets::hooks(&manifest) };
-    let FileSets { disks, sources } = &mut sets;
+    let FileSets { disks, sources, .. } = &mut sets;
     let mut disks: Vec<&mut dyn Disk> = disks.iter_mut().map(|d| d as &mut dyn Disk).collect();
     let armed = Install::begin(&mut host.machine, release, goal)?
         .write(&mut disk, &mut disks, |disk, sets| feed.write(disk, sets, sources, &mut bar))

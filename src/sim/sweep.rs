@@ -115,6 +115,18 @@ fn every_triple_interruption_of_a_panicking_update() {
 }
 
 #[test]
+fn boot_files_that_are_not_on_the_medium_are_never_armed() {
+    for loader in Loader::ALL.into_iter().filter(|l| l.has_boot_files()) {
+        let mut world = World::new(loader, Behaviour::Good, false);
+        world.wear_boot_partition_out();
+        let e = world.play(&[]).unwrap_err();
+        assert!(e.starts_with("read back files: the medium holds "), "{loader:?}: {e}");
+        let (plan, state) = world.at_rest(Slot::A).unwrap();
+        assert_eq!((plan, state), (BootPlan::settled(Slot::A), State::Idle), "{loader:?}");
+    }
+}
+
+#[test]
 fn undisturbed_stories_end_as_they_should() {
     for (behaviour, booted, outcome) in [
         (Behaviour::Good, Slot::B, Outcome::Committed),

@@ -5,9 +5,14 @@
 #![allow(clippy::cast_possible_truncation)]
 
 mod boot_files;
+mod format;
 mod hooks;
+#[path = "../transfer/server.rs"]
+#[allow(dead_code)]
+mod server;
 #[path = "../support/mod.rs"]
 mod support;
+mod transfer;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
