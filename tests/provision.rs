@@ -655,6 +655,7 @@ fn trusting(ca: &str) -> HttpSettings {
         extra_ca_pem: None,
         connect_timeout: Duration::from_secs(20),
         read_timeout: Duration::from_secs(20),
+        client: None,
     }
 }
 

@@ -15,7 +15,9 @@
 
 #[cfg(test)]
 pub mod conformance;
+pub mod efi;
 pub mod grub;
+pub mod initramfs;
 pub mod resin;
 pub mod sdboot;
 mod store;
@@ -74,6 +76,15 @@ pub trait BootChooser {
     fn before_reboot(&mut self) -> Result<Option<&'static CStr>> {
         Ok(None)
     }
+
+    /// Puts back what the firmware has lost of the plan by itself (UEFI's entries after an update of the firmware); called
+    /// once in every boot. `booted` is the slot that runs.
+    ///
+    /// # Errors
+    /// As [`BootChooser::arm`].
+    fn restore(&mut self, _booted: Slot) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl<C: BootChooser + ?Sized> BootChooser for Box<C> {
@@ -99,5 +110,9 @@ impl<C: BootChooser + ?Sized> BootChooser for Box<C> {
 
     fn before_reboot(&mut self) -> Result<Option<&'static CStr>> {
         (**self).before_reboot()
+    }
+
+    fn restore(&mut self, booted: Slot) -> Result<()> {
+        (**self).restore(booted)
     }
 }

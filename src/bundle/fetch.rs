@@ -8,9 +8,10 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::time::Duration;
 
+use ureq::Body;
 use ureq::http::{HeaderMap, Response, StatusCode};
-use ureq::{Agent, Body};
 
+use super::address::{Address, NoAnswer, Token};
 use crate::sys::clock::{BootClock, Clock};
 use crate::sys::http::{self, HttpSettings};
 use crate::{Error, Result};
@@ -40,8 +41,7 @@ pub struct Limits {
 
 /// One file on a server.
 pub struct Fetch {
-    agent: Agent,
-    url: String,
+    address: Address,
     limits: Limits,
     /// `None` before the first answer.
     file: Option<File>,
@@ -106,12 +106,11 @@ impl Fetch {
     ///
     /// # Errors
     /// `Failed`, saying what to do, if the server cannot be reached or does not give it.
-    pub fn open(url: &str, settings: &HttpSettings, limits: Limits) -> Result<Self> {
+    pub fn open(url: &str, settings: &HttpSettings, token: Option<Token>, limits: Limits) -> Result<Self> {
         let read_timeout = settings.read_timeout.min(limits.stall);
-        let agent = http::agent(&HttpSettings { read_timeout, ..settings.clone() })?;
+        let settings = HttpSettings { read_timeout, ..settings.clone() };
         let mut fetch = Self {
-            agent,
-            url: url.to_owned(),
+            address: Address::new(url, &settings, token)?,
             limits,
             file: None,
             answer: None,
@@ -200,20 +199,17 @@ impl Fetch {
         let range = known.is_none_or(|f| f.parts).then(|| self.next_range());
         let wanted = range.as_ref().map_or(self.len_bytes(), |r| known.map(|_| r.end - r.start));
         self.afford(wanted.unwrap_or(0))?;
-        let mut request = self.agent.get(&self.url);
-        if let Some(range) = &range {
-            request =
-                request.header("Range", format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
-        }
-        if let Some(identity) = known.and_then(|f| f.identity.as_ref()).filter(|_| range.is_some()) {
-            request = request.header("If-Range", identity);
-        }
-        self.meter.requests += 1;
+        let bytes = range.as_ref().map(|r| format!("bytes={}-{}", r.start, r.end.saturating_sub(1)));
+        let identity = known.and_then(|f| f.identity.as_ref()).filter(|_| range.is_some());
+        let mut headers = Vec::new();
+        headers.extend(bytes.as_deref().map(|bytes| ("Range", bytes)));
+        headers.extend(identity.map(|identity| ("If-Range", identity.as_str())));
         let asked = BootClock.since_boot();
-        let answer = request.call().map_err(|e| {
-            let under_way = self.file.is_some();
-            let advice = if under_way { "" } else { "; check the address and the network" };
-            Trouble::Passing(format!("{}{advice}", http::reason(&e)), None)
+        let answer = self.address.ask(&headers);
+        self.meter.requests = self.address.requests;
+        let answer = answer.map_err(|NoAnswer { why, advice }| {
+            // Under way the advice would be wrong: it did work before.
+            Trouble::Passing(if self.file.is_some() { why } else { format!("{why}; {advice}") }, None)
         })?;
         let took = BootClock.since_boot().saturating_sub(asked);
         // The first one has the connection to make.
@@ -441,7 +437,10 @@ fn refused(status: StatusCode, headers: &HeaderMap, under_way: bool) -> Trouble 
 
 const fn advice(status: u16) -> &'static str {
     match status {
-        401 | 403 => "it wants to know who asks, or does not let us: check the address and its access",
+        401 | 403 => {
+            "it wants to know who asks, or does not let us: check the address, and the token (bundle.token_file, sent \
+             over https only) or client certificate"
+        }
         404 | 410 => "check the address",
         407 => "the proxy wants credentials: check http_proxy",
         416 => "the file there is empty: see that the bundle was uploaded",

@@ -7,6 +7,7 @@
 //! 3. Every length is checked against a limit before memory is taken for it.
 //! 4. A bundle can be read in order, once, without seeking: a pipe will do. From a server, only what is missing is read.
 
+mod address;
 pub mod archive;
 mod delta;
 #[cfg(feature = "build-host")]
@@ -25,10 +26,11 @@ mod reader;
 pub mod sign;
 pub mod source;
 
+pub use address::Token;
 pub use delta::{Buffers, Delta, Old};
 pub use fetch::{Limits, Meter, too_much};
 pub use frames::{Checked, Decoder};
 pub use index::{BLOCK_LEN, Hash, Index, Run, hash};
 pub use keys::{KeyId, Keys, Signature};
 pub use reader::{Bundle, Description, Frames, Progress, describe};
-pub use source::Source;
+pub use source::{Reach, Source};

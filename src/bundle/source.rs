@@ -4,6 +4,7 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
 
+use super::address::Token;
 use super::fetch::{Fetch, Limits, Meter};
 use crate::sys::http::HttpSettings;
 use crate::{Doing, Error, Result, sys};
@@ -25,17 +26,29 @@ enum From {
     Server(Box<Fetch>),
 }
 
+/// How servers are reached, and what may be fetched from them.
+#[derive(Debug, Clone)]
+pub struct Reach {
+    /// Certificates and deadlines.
+    pub http: HttpSettings,
+    /// What one server is shown of who asks.
+    pub token: Option<Token>,
+    /// What a download may cost.
+    pub limits: Limits,
+}
+
 /// Opens `what`: a file, `-` for standard input, or an `http://` or `https://` address.
 ///
 /// # Errors
 /// `Failed`, naming the file or address and what to do, if it is a directory, empty, missing, refused, or cannot
 /// be reached.
-pub fn open(what: &str, http: &HttpSettings, limits: Limits) -> Result<Source> {
+pub fn open(what: &str, reach: &Reach) -> Result<Source> {
     match what {
         "-" => Ok(Source::stream(Box::new(io::stdin()), "standard input".into())),
         url if is_url(url) => {
             let name = without_secrets(url);
-            let fetch = Fetch::open(url, http, limits).doing(|| name.clone())?;
+            let Reach { http, token, limits } = reach;
+            let fetch = Fetch::open(url, http, token.clone(), *limits).doing(|| name.clone())?;
             let len_bytes = fetch.len_bytes();
             Ok(Source { from: From::Server(Box::new(fetch)), name, len_bytes, position: 0 })
         }
@@ -189,8 +202,10 @@ mod tests {
             extra_ca_pem: None,
             connect_timeout: Duration::from_millis(500),
             read_timeout: Duration::from_secs(9),
+            client: None,
         };
-        open(what, &http, Limits { stall: Duration::from_millis(300), max_bytes: None })
+        let limits = Limits { stall: Duration::from_millis(300), max_bytes: None };
+        open(what, &Reach { http, token: None, limits })
     }
 
     #[test]

@@ -4,14 +4,13 @@
 mod make;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use lexopt::prelude::*;
 
-use crate::bundle::{self, Bundle, Keys, Limits, Signature, source};
+use crate::bundle::{self, Bundle, Keys, Signature, source};
 use crate::cli::{Command, Context, usage};
 use crate::model::Manifest;
-use crate::{Doing, Error, Result, provision, sys};
+use crate::{Doing, Error, Result, sys};
 
 pub(super) const COMMAND: Command = Command {
     name: "bundle",
@@ -45,14 +44,15 @@ create: makes a bundle of a root image. The same input gives the same bytes (but
   --prefix-size KIB    how much before a frame helps to compress it, 0 to 8192 KiB (default 1024); the device needs
                        twice both sizes of memory, and the maker more time
   --boot-dir DIR       every file in DIR goes to the boot partition, for the slot that is written: kernel, initramfs, device
-                       trees; for devices that boot from there (systemd-boot, and Raspberry Pi without U-Boot)
+                       trees; for devices that boot from there (systemd-boot, EFI, Raspberry Pi without U-Boot)
   --boot-file PATH=FILE  one such file, as dtbs/board.dtb=build/board.dtb; may be given several times
   --hook NAME=FILE     a program that the new system runs before it is committed, in the order of names; if it does not exit
                        with 0, the update is rolled back; may be given several times
   --hook-deadline S    seconds that each --hook after it may take (default 60)
   --key SECRETKEY      sign it at once; may be given several times
   --password-file FILE the password of the keys, on the first line
-  -o, --output OUT     the bundle; an old one is replaced when the new one is whole
+  -o, --output OUT     the bundle; an old file is replaced when the new one is whole, anything else (a device, a
+                       link) never
 
 sign: adds signatures to a bundle, after checking all of it against its manifest. Keys are minisign's
   (`minisign -G`, with or without -W). A signature made elsewhere (tar -xf BUNDLE manifest.toml;
@@ -136,9 +136,7 @@ fn asked(mut parser: lexopt::Parser) -> Result<Asked> {
 
 fn open(what: &str, context: &Context) -> Result<bundle::Source> {
     let settings = context.settings()?;
-    let http = provision::http_settings(&context.root, &settings)?;
-    let stall = Duration::from_secs(settings.bundle.stall_s);
-    source::open(what, &http, Limits { stall, max_bytes: None })
+    source::open(what, &super::reach::reach(context, &settings, what, None, None)?)
 }
 
 fn inspect(parser: lexopt::Parser, context: &Context) -> Result<u8> {

@@ -3,9 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::host::AnyChooser;
-use crate::block::BootedDisk;
+use crate::block::{BootedDisk, label};
 use crate::boot::Directory;
+use crate::boot::efi::{
+    EfiBoot, Efivarfs, LoadOption, Template, Volume, Where, template_name as efi_template_name,
+};
 use crate::boot::grub::Grub;
+use crate::boot::initramfs;
 use crate::boot::resin::{Notation, Partitions};
 use crate::boot::sdboot::{SystemdBoot, template_name};
 use crate::boot::tryboot::{self, Tryboot};
@@ -16,6 +20,8 @@ use crate::model::Slot;
 use crate::{Doing, Error, Result, Root, sys};
 
 const BOOT: &str = "/mnt/boot";
+const EFI_TEMPLATES: &str = "/mnt/boot/EFI/twinhull";
+const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
 const ENTRIES: &str = "/mnt/boot/loader/entries";
 const LIMIT_BYTES: u64 = 64 * 1024;
 
@@ -42,10 +48,15 @@ pub fn open(root: &Root, settings: &Boot, disk: &BootedDisk) -> Result<(AnyChoos
         }
         Chooser::UbootText => Box::new(UbootText::new(Directory::new(root.path(BOOT)), partitions)),
         Chooser::SystemdBoot => Box::new(SystemdBoot::new(Directory::new(root.path(ENTRIES)))),
+        Chooser::Initramfs => Box::new(initramfs::open(&root.path(BOOT), partitions)),
         Chooser::Tryboot => {
             let [a, b] = settings.tryboot_partitions;
             let store = Directory::new(root.path(BOOT));
             Box::new(Tryboot::new(store, Partitions { a, b }, eeprom_built(root)?))
+        }
+        Chooser::Efi => {
+            let [a, b] = Slot::ALL.map(|slot| efi_entry(root, disk, slot));
+            Box::new(EfiBoot::new(Efivarfs::new(root.path(EFI_VARIABLES)), [a?, b?]))
         }
         Chooser::UbootEnv => {
             let text = sys::file::read_text(&file, LIMIT_BYTES)?;
@@ -55,6 +66,24 @@ pub fn open(root: &Root, settings: &Boot, disk: &BootedDisk) -> Result<(AnyChoos
         }
     };
     Ok((opened, chooser))
+}
+
+/// The firmware's entry of a slot, as its template says it should be.
+fn efi_entry(root: &Root, disk: &BootedDisk, slot: Slot) -> Result<LoadOption> {
+    let file = root.path(EFI_TEMPLATES).join(efi_template_name(slot));
+    let text = sys::file::read_text(&file, LIMIT_BYTES)?;
+    let template = Template::parse(&text).doing(|| file.display().to_string())?;
+    let partition = match template.partition {
+        Where::Slot => disk.slot_partition(slot)?,
+        Where::Boot => disk.required(label::BOOT)?,
+    };
+    let volume = Volume {
+        number: partition.number,
+        start_lba: partition.start_bytes / disk.sector_bytes,
+        sectors: partition.len_bytes / disk.sector_bytes,
+        partuuid: partition.partuuid.clone(),
+    };
+    template.entry(slot, &volume).doing(|| partition.device.display().to_string())
 }
 
 /// When the bootloader EEPROM was built, in seconds since 1970; `None` on boards without one.
@@ -77,7 +106,10 @@ fn evidence(settings: &Boot, chooser: Chooser) -> PathBuf {
         Chooser::BalenaBootloader => Path::new(BOOT).join("bootenv"),
         Chooser::UbootText => Path::new(BOOT).join(PLAN_FILE),
         Chooser::UbootEnv => "/etc/fw_env.config".into(),
+        Chooser::Initramfs => Path::new(BOOT).join(initramfs::FILE),
         Chooser::Tryboot => Path::new(BOOT).join(tryboot::FILE),
+        // Every system that was started by UEFI has the variables, with any bootloader: only these files ask for it.
+        Chooser::Efi => Path::new(EFI_TEMPLATES).join(efi_template_name(Slot::A)),
         Chooser::SystemdBoot => Path::new(ENTRIES).join(template_name(Slot::A)),
     }
 }
@@ -129,8 +161,11 @@ mod tests {
             ("/etc/fw_env.config", Chooser::UbootEnv),
             ("/mnt/boot/loader/entries/twinhull-a.entry", Chooser::SystemdBoot),
             ("/mnt/boot/autoboot.txt", Chooser::Tryboot),
+            ("/mnt/boot/EFI/twinhull/a.entry", Chooser::Efi),
+            ("/mnt/boot/initramfs.env", Chooser::Initramfs),
         ] {
-            assert_eq!(find_among(&[file, "/mnt/boot/config.json"]).unwrap(), expected);
+            let firmware = "/sys/firmware/efi/efivars/BootOrder-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+            assert_eq!(find_among(&[file, firmware, "/mnt/boot/config.json"]).unwrap(), expected);
         }
     }
 

@@ -64,8 +64,8 @@ impl FileSets {
             let Some(place) = place else {
                 if payload.is_some() {
                     return Err(Error::refused(format!(
-                        "the bundle has files for the boot partition, and {} boots what is in /boot of the root image; \
-                         make it without --boot-dir and --boot-file",
+                        "the bundle has files for the boot partition, of which {} boots none; make it without --boot-dir \
+                         and --boot-file",
                         host.chooser
                     )));
                 }
@@ -112,7 +112,7 @@ fn place(root: &Root, host: &Host, kind: PayloadKind, read_only: bool) -> Result
             name: "hooks on the state partition".into(),
             mounts: Vec::new(),
         }),
-        (PayloadKind::BootFiles, Chooser::SystemdBoot) => {
+        (PayloadKind::BootFiles, Chooser::SystemdBoot | Chooser::Efi) => {
             let tree = RealTree(root.path("/mnt/boot"));
             Some(Place {
                 target: (tree.clone(), slot_dir(target)),
@@ -136,7 +136,11 @@ fn place(root: &Root, host: &Host, kind: PayloadKind, read_only: bool) -> Result
         }
         (
             PayloadKind::BootFiles,
-            Chooser::Grub | Chooser::BalenaBootloader | Chooser::UbootText | Chooser::UbootEnv,
+            Chooser::Grub
+            | Chooser::BalenaBootloader
+            | Chooser::UbootText
+            | Chooser::UbootEnv
+            | Chooser::Initramfs,
         ) => None,
     })
 }
@@ -177,7 +181,7 @@ fn boot_partition(
 /// `Failed` if the boot partition cannot be read.
 pub fn boot_files(root: &Root, host: &Host) -> Result<Vec<BootFiles>> {
     let mut found = Vec::new();
-    if host.chooser != Chooser::SystemdBoot {
+    if !matches!(host.chooser, Chooser::SystemdBoot | Chooser::Efi) {
         return Ok(found);
     }
     let tree = RealTree(root.path("/mnt/boot"));

@@ -1,8 +1,7 @@
 //! `twinhull install`
 
 use std::ffi::OsStr;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -11,14 +10,13 @@ use super::health;
 use super::host::{Host, os_version};
 use super::progress::Bar;
 use crate::block::{Disk, FileDisk};
-use crate::bundle::{self, Bundle, Delta, Frames, Keys, Limits, Progress, Source};
+use crate::bundle::{self, Bundle, Delta, Frames, Keys, Progress, Reach, Source};
 use crate::cli::{Command, Context, usage};
 use crate::model::device::{DeviceType, arch};
 use crate::model::manifest::DeviceFacts;
 use crate::model::record::Release;
 use crate::model::{Manifest, Slot};
 use crate::sys::clock::{BootClock, Clock};
-use crate::sys::http::HttpSettings;
 use crate::update::{Armed, Goal, Image, Install, Plan, Reuse, use_delta};
 use crate::{Doing, Error, Result, provision, sys};
 
@@ -45,6 +43,7 @@ Usage: twinhull install [OPTIONS] FILE|URL|-
   --explain             say what would be fetched, reused and written, and whether it would be refused; write nothing
   --max-download BYTES  refuse, before anything is written, if more than so many bytes would have to be fetched
                         (K, M and G stand for KiB, MiB and GiB)
+  --token-file FILE     a bearer token that the server is shown, instead of the setting bundle.token_file
   --reboot              reboot into the new system when it is armed
   --allow-downgrade     accept a version older than the running one
   --force               install even if a service that runs here loses what it requires
@@ -59,13 +58,16 @@ From a server that gives parts of files (nearly all do), only what this device l
 in the slot that is written and in the one that runs, and hashed each time. So any bundle updates from any version as
 a delta would, and an install that was cut short in any way goes on where it was: install again.
 A connection that breaks is opened again until nothing has come for bundle.stall_s seconds.
+A token is sent over https alone, and only to the host and port of the bundle's address: not where that redirects to, and
+not to a delta's other server. A server that asks for a client certificate gets bundle.client_cert (with bundle.client_key).
+Servers are trusted by provision.ca_bundle and by balenaRootCA of config.json.
 
 An update that takes from a service what its labels require (io.balena.features.requires.*) and this OS has is refused; an
 optional service is told. See `twinhull contracts --help`.
 
 Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a trial
-under way, a service that would be stranded, more than --max-download, no room for the boot files). With --json: one line
-per event: {event: look|plan|begin|progress|read-back|armed, ..}.
+under way, a target slot that is mounted, a service that would be stranded, more than --max-download, no room for the
+boot files). With --json: one line per event: {event: look|plan|begin|progress|read-back|armed, ..}.
 
   twinhull install https://updates.example.com/nuc-2.1.0.bundle
   twinhull install --explain --max-download 100M https://updates.example.com/nuc-2.1.0.bundle
@@ -77,6 +79,7 @@ struct Args {
     delta: Option<String>,
     explain: bool,
     max_download: Option<u64>,
+    token_file: Option<PathBuf>,
     reboot: bool,
     allow_downgrade: bool,
     force: bool,
@@ -86,7 +89,7 @@ impl Args {
     fn parse(mut parser: lexopt::Parser) -> Result<Self> {
         use lexopt::prelude::*;
         let (mut bundle, mut reboot, mut allow_downgrade, mut force) = (None, false, false, false);
-        let (mut explain, mut max_download, mut delta) = (false, None, None);
+        let (mut explain, mut max_download, mut delta, mut token_file) = (false, None, None, None);
         while let Some(arg) = parser.next().map_err(usage("install"))? {
             match arg {
                 Long("reboot") => reboot = true,
@@ -96,6 +99,9 @@ impl Args {
                     delta = Some(parser.value().and_then(|v| v.string()).map_err(usage("install"))?);
                 }
                 Long("explain") => explain = true,
+                Long("token-file") => {
+                    token_file = Some(parser.value().map_err(usage("install"))?.into());
+                }
                 Long("max-download") => {
                     max_download = Some(bytes(&parser.value().map_err(usage("install"))?)?)
                 }
@@ -106,7 +112,7 @@ impl Args {
         let bundle = bundle.ok_or_else(|| {
             Error::usage("install: which bundle? give a FILE, a URL or -; see `twinhull install --help`")
         })?;
-        Ok(Self { bundle, delta, explain, max_download, reboot, allow_downgrade, force })
+        Ok(Self { bundle, delta, explain, max_download, token_file, reboot, allow_downgrade, force })
     }
 }
 
@@ -139,12 +145,16 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let Some(_lock) = sys::lock::try_lock(&lock)? else {
         return Err(Error::refused("another install is under way; wait for it (`twinhull status`)"));
     };
-    let http = provision::http_settings(&context.root, &host.settings)?;
-    let stall = Duration::from_secs(host.settings.bundle.stall_s);
-    let limits = Limits { stall, max_bytes: args.max_download };
-    let doing = || format!("install {}", args.bundle);
-    let source = bundle::source::open(&args.bundle, &http, limits).doing(|| "install")?;
-    let reach = Reach { http, limits };
+    // The token is for the server of the bundle; where that is a file, for the delta's.
+    let server = [Some(&args.bundle), args.delta.as_ref()].into_iter().flatten().find(|a| a.contains("://"));
+    let server = server.map_or("", String::as_str);
+    let reach =
+        super::reach::reach(context, &host.settings, server, args.token_file.as_deref(), args.max_download)
+            .doing(|| "install")?;
+    let source = bundle::source::open(&args.bundle, &reach).doing(|| "install")?;
+    // Without what the address may hold of secrets.
+    let name = source.name().to_owned();
+    let doing = || format!("install {name}");
     let armed = match install(&args, source, &reach, context, &mut host).doing(doing)? {
         Done::Armed(armed) => armed,
         Done::Explained => return Ok(0),
@@ -169,12 +179,6 @@ enum Done {
     Explained,
 }
 
-/// How servers are reached.
-struct Reach {
-    http: HttpSettings,
-    limits: Limits,
-}
-
 fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: &mut Host) -> Result<Done> {
     if !args.explain {
         // What an earlier update left is put in order first; a trial under way is refused by `begin`.
@@ -196,13 +200,13 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     let running = host.disk.slot_partition(host.machine.booted)?.device.clone();
     let kept = context.root.path(INDEX);
     let mut sets = FileSets::plan(context, host, &manifest, args.explain)?;
-    let feed = Feed::prepare(bundle, args, reach, &kept, [&device, &running], &mut bar)?;
+    let mut disk = FileDisk::claim(&device, !args.explain).doing(|| format!("slot {slot}"))?;
+    let feed = Feed::prepare(bundle, args, reach, &kept, (&mut disk, &running), &mut bar)?;
     if args.explain {
         feed.explain(&manifest, slot, context.json);
         return Ok(Done::Explained);
     }
     let before = health::before(context, &settings);
-    let mut disk = FileDisk::open(&device)?;
     let started = BootClock.since_boot();
     bar.begin(&release.version, slot);
     let goal = Goal { root: image, sets: sets.images(), hooks: file_sets::hooks(&manifest) };
@@ -213,7 +217,9 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
         .doing(|| format!("write slot {slot}"))?
         .read_back(&mut disk, &mut disks, |bytes| bar.read_back(bytes))?
         .arm(settings.boot.tries, before)?;
-    sys::durable::remove(&kept)?;
+    if let Err(e) = sys::durable::remove(&kept) {
+        log::warn!("{e}; it only takes up room");
+    }
     bar.armed(&armed, BootClock.since_boot().saturating_sub(started));
     Ok(Done::Armed(armed))
 }
@@ -251,7 +257,7 @@ impl Feed {
         args: &Args,
         reach: &Reach,
         kept: &Path,
-        [target, running]: [&Path; 2],
+        (target, running): (&mut FileDisk, &Path),
         bar: &mut Bar,
     ) -> Result<Self> {
         if !bundle.stream().is_worth_skipping() && args.delta.is_none() {
@@ -273,16 +279,15 @@ impl Feed {
             }
         }
         let mut delta = args.delta.as_ref().and_then(|what| {
-            let opened = bundle::source::open(what, &reach.http, reach.limits)
+            let opened = bundle::source::open(what, reach)
                 .and_then(|source| Delta::open(source, &frames.index, &root.index_sha256));
             opened.inspect_err(|e| log::warn!("{e}; going on without the delta")).ok()
         });
-        let mut target = FileDisk::open_read_only(target)?;
         let mut active = FileDisk::open_read_only(running)?;
         let total = frames.image_len.saturating_add(active.len_bytes());
         let mut look = |read| bar.look(read, total);
         let (image_len, old) = (frames.image_len, delta.as_ref().map(|d| &d.old));
-        let reuse = Reuse::survey(&frames.index, image_len, &mut target, &mut active, old, &mut look)?;
+        let reuse = Reuse::survey(&frames.index, image_len, target, &mut active, old, &mut look)?;
         // With a limit, only a delta that is sure to fit is counted on.
         if delta.is_some() && !reuse.old_is_there {
             log::warn!(

@@ -14,6 +14,7 @@ pub mod init;
 mod install;
 mod progress;
 mod provision;
+mod reach;
 mod reset;
 mod resume;
 mod rollback;

@@ -64,17 +64,23 @@ pub enum Chooser {
     SystemdBoot,
     /// Raspberry Pi's firmware with `autoboot.txt` on a partition of its own, and a boot partition for each slot.
     Tryboot,
+    /// UEFI's own boot manager, with an entry for each slot.
+    Efi,
+    /// A counter of our own that PID 1 keeps; the settings of the initramfs must name it as well.
+    Initramfs,
 }
 
 impl Chooser {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Grub,
         Self::BalenaBootloader,
         Self::UbootText,
         Self::UbootEnv,
         Self::SystemdBoot,
         Self::Tryboot,
+        Self::Efi,
+        Self::Initramfs,
     ];
 
     /// Its name in the settings.
@@ -86,6 +92,8 @@ impl Chooser {
             Self::UbootEnv => "uboot-env",
             Self::SystemdBoot => "systemd-boot",
             Self::Tryboot => "tryboot",
+            Self::Efi => "efi",
+            Self::Initramfs => "initramfs",
         }
     }
 }
@@ -106,6 +114,12 @@ pub struct Bundle {
     pub signatures: usize,
     /// Seconds for which nothing may come from a server before a download is given up.
     pub stall_s: u64,
+    /// A file with the bearer token that the server of a bundle is shown, over https only. Read anew for each install.
+    pub token_file: Option<PathBuf>,
+    /// The certificate that servers of bundles are shown if they ask for one, PEM. Needs `client_key`.
+    pub client_cert: Option<PathBuf>,
+    /// Its private key, PEM, without a password.
+    pub client_key: Option<PathBuf>,
 }
 
 /// `[health]`
@@ -195,7 +209,14 @@ impl Default for Boot {
 
 impl Default for Bundle {
     fn default() -> Self {
-        Self { keys: "/usr/share/twinhull/keys.d".into(), signatures: 1, stall_s: 300 }
+        Self {
+            keys: "/usr/share/twinhull/keys.d".into(),
+            signatures: 1,
+            stall_s: 300,
+            token_file: None,
+            client_cert: None,
+            client_key: None,
+        }
     }
 }
 
@@ -295,6 +316,11 @@ impl Settings {
         if self.bundle.stall_s == 0 {
             return wrong("bundle.stall_s = 0: every download would be given up at once".into());
         }
+        if self.bundle.client_cert.is_some() != self.bundle.client_key.is_some() {
+            return wrong(
+                "bundle.client_cert and bundle.client_key: one is of no use without the other".into(),
+            );
+        }
         if self.bundle.signatures == 0 {
             return wrong("bundle.signatures = 0: at least one signature is always needed".into());
         }
@@ -384,6 +410,7 @@ mod tests {
             ("[health]\n\ndeadline = 5\n", "line 3: unknown field `deadline`"),
             ("[health]\ndeadline_s = \"x\"\n", "line 2: invalid type"),
             ("[boot]\ntries = 10\n", "boot.tries = 10: expected 1 to 9"),
+            ("[bundle]\nclient_cert = \"/a\"\n", "one is of no use without the other"),
         ] {
             let (_dir, root) = host(&[("/etc/twinhull/a.toml", text)]);
             let e = Settings::load(&root, None).unwrap_err().to_string();

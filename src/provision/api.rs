@@ -53,6 +53,7 @@ impl Api {
             extra_ca_pem,
             connect_timeout: CONNECT_TIMEOUT.min(timeout),
             read_timeout: timeout,
+            client: None,
         };
         let agent = http::agent(&settings).doing(|| "set up the connection to the cloud API")?;
         Ok(Self { agent, endpoint: endpoint.to_owned(), timeout })

@@ -129,15 +129,7 @@ impl Why {
         if let ureq::Error::ConnectProxyFailed(_) | ureq::Error::InvalidProxyUrl = e {
             return Self::Proxy(words);
         }
-        // ureq wraps what rustls says in an I/O error, or not, by when it happened.
-        let tls = if let ureq::Error::Rustls(tls) = e {
-            Some(tls)
-        } else if let ureq::Error::Io(io) = e {
-            io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        } else {
-            None
-        };
-        match tls {
+        match sys::http::tls_error(e) {
             Some(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
             )) => Self::ClockWrong(words),

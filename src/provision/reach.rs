@@ -20,6 +20,7 @@ pub fn http_settings(root: &Root, settings: &Settings) -> Result<HttpSettings> {
         extra_ca_pem: config.map(|c| c.root_ca_pem()).transpose()?.flatten(),
         connect_timeout: CONNECT,
         read_timeout: Duration::from_secs(settings.provision.timeout_s),
+        client: None,
     })
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::power::Power;
+use crate::boot::efi::VariableStore;
 use crate::boot::uboot_env::Copies;
 use crate::boot::{Store, changed_sector};
 use crate::{Error, Result};
@@ -92,6 +93,31 @@ impl Store for MemoryStore {
 
     fn finish_fatrw(&mut self, _name: &str) -> Result<()> {
         Ok(())
+    }
+
+    fn name(&self, name: &str) -> String {
+        name.to_owned()
+    }
+}
+
+/// EFI variables as files of their names: one call of the firmware is one step.
+impl VariableStore for MemoryStore {
+    fn list(&self) -> Result<Vec<String>> {
+        Store::list(self)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        Store::read(self, name)
+    }
+
+    fn write(&mut self, name: &str, raw: &[u8]) -> Result<()> {
+        self.step(name, |_| ())?;
+        self.files.borrow_mut().insert(name.into(), raw.into());
+        Ok(())
+    }
+
+    fn remove(&mut self, name: &str) -> Result<()> {
+        Store::remove(self, name)
     }
 
     fn name(&self, name: &str) -> String {

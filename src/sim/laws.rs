@@ -2,12 +2,14 @@
 //! does what the plan says.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::files::MemoryStore;
 use super::loader::Loader;
 use super::power::Power;
 use crate::block::Verified;
+use crate::boot::efi::BOOT_NEXT;
 use crate::model::{BootPlan, Slot};
 
 #[derive(Debug, Clone, Copy)]
@@ -25,14 +27,18 @@ fn changes(plan: BootPlan) -> Vec<Change> {
     }
 }
 
-/// The slot that boots by this plan.
-fn next(plan: BootPlan) -> Slot {
-    plan.trial.filter(|t| t.tries_left > 0).map_or(plan.primary, |t| t.slot)
+/// The slot that boots by this plan after an orderly reboot: also with the last try, if that was asked for already.
+fn next(plan: BootPlan, files: &BTreeMap<String, Vec<u8>>) -> Slot {
+    let asked = files.contains_key(BOOT_NEXT);
+    plan.trial.filter(|t| t.tries_left > 0 || asked).map_or(plan.primary, |t| t.slot)
 }
 
-/// A one-shot is asked for the trial whenever tries are left.
-fn asked(plan: BootPlan) -> bool {
-    plan.trial.is_some_and(|t| t.tries_left > 0)
+/// The slot that boots after an orderly reboot, which is when a one-shot is asked for the trial.
+fn rebooted(loader: Loader, files: &BTreeMap<String, Vec<u8>>) -> Slot {
+    let files = Rc::new(RefCell::new(files.clone()));
+    let mut chooser = loader.chooser(MemoryStore::new(files.clone(), Power::default()));
+    let asked = chooser.before_reboot().unwrap().is_some();
+    loader.choose(&files.borrow(), asked).slot
 }
 
 #[test]
@@ -49,11 +55,12 @@ fn wherever_a_change_is_cut_the_plan_is_the_one_before_or_the_one_after() {
                     (files.clone(), loader.chooser(MemoryStore::new(files, power.clone())))
                 };
                 let (files, mut chooser) = open(&Power::default());
-                if chooser.before_reboot().unwrap().is_some() {
+                if chooser.one_shot() {
+                    chooser.before_reboot().unwrap();
                     after_all.push(files.borrow().clone());
                 }
                 let before = open(&Power::default()).1.plan().unwrap();
-                assert_eq!(loader.choose(&seed, asked(before)).slot, next(before), "{loader:?} {before:?}");
+                assert_eq!(rebooted(loader, &seed), next(before, &seed), "{loader:?} {before:?}");
                 for change in changes(before) {
                     for after_steps in 0.. {
                         let power = Power::default();
@@ -69,14 +76,11 @@ fn wherever_a_change_is_cut_the_plan_is_the_one_before_or_the_one_after() {
                         let found = chooser.plan().unwrap();
                         let story = format!("{loader:?}, {before:?}, {change:?} cut after {after_steps}");
                         assert!(found == before || found == expected, "{story}: {found:?}");
-                        assert_eq!(
-                            loader.choose(&files.borrow(), asked(found)).slot,
-                            next(found),
-                            "{story}: {found:?}"
-                        );
+                        let files = files.borrow().clone();
+                        assert_eq!(rebooted(loader, &files), next(found, &files), "{story}: {found:?}");
                         if result.is_ok() {
                             assert_eq!(found, expected, "{story}");
-                            after_all.push(files.borrow().clone());
+                            after_all.push(files);
                             break;
                         }
                         cuts += 1;

@@ -6,8 +6,10 @@ use std::rc::Rc;
 
 use super::files::MemoryStore;
 use super::power::Power;
-use super::{grub_script, sdboot_model, uboot_script};
+use super::{efi_model, grub_script, sdboot_model, uboot_script};
+use crate::boot::efi::EfiBoot;
 use crate::boot::grub::{Block, Grub, encode};
+use crate::boot::initramfs;
 use crate::boot::resin::{self, Notation, Partitions};
 use crate::boot::sdboot::{Entry, SystemdBoot, template_name};
 use crate::boot::tryboot::{self, Section, Tryboot};
@@ -26,26 +28,31 @@ pub struct Choice {
     pub slot: Slot,
     /// The file with the counted boot, and its content.
     pub save: Option<(String, Vec<u8>)>,
-    /// The file that this one replaces, if it counts by renaming. The directory of the entries is one sector, so the
-    /// rename is one write.
-    pub renamed: Option<String>,
+    /// The file that goes with it, in the same write: the old name, if it counts by renaming (the directory of the entries is
+    /// one sector); the variable that asks for the one try.
+    pub removed: Option<String>,
 }
 
 impl Choice {
     /// The choice of a script that counts in a file of always the same name.
     fn counting(file: &str, (slot, save): (Slot, Option<Vec<u8>>)) -> Self {
-        Self { slot, save: save.map(|raw| (file.to_owned(), raw)), renamed: None }
+        Self { slot, save: save.map(|raw| (file.to_owned(), raw)), removed: None }
     }
 
-    /// Saves the counted boot. Whether there was one.
+    /// Whether the bootloader writes before it boots, which is when it boots a trial.
+    pub const fn writes(&self) -> bool {
+        self.save.is_some() || self.removed.is_some()
+    }
+
+    /// Writes that. Whether there was anything.
     pub fn save_into(&self, files: &mut BTreeMap<String, Vec<u8>>) -> bool {
-        if let Some(old) = &self.renamed {
+        if let Some(old) = &self.removed {
             files.remove(old);
         }
         if let Some((file, counted)) = self.save.clone() {
             files.insert(file, counted);
         }
-        self.save.is_some()
+        self.writes()
     }
 }
 
@@ -68,10 +75,12 @@ pub enum Loader {
     SystemdBoot,
     /// Raspberry Pi's firmware with `autoboot.txt`.
     Tryboot,
+    /// UEFI with its own variables.
+    Efi,
 }
 
 impl Loader {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Grub,
         Self::Bootenv,
         Self::UbootText,
@@ -80,6 +89,7 @@ impl Loader {
         Self::Initramfs,
         Self::SystemdBoot,
         Self::Tryboot,
+        Self::Efi,
     ];
 
     /// The boot partition of a new device, settled on slot A.
@@ -108,12 +118,13 @@ impl Loader {
             Self::Tryboot => {
                 BTreeMap::from([text(tryboot::FILE, include_str!("../../boot/raspberrypi/autoboot.txt"))])
             }
+            Self::Efi => efi_model::seed(),
         }
     }
 
     /// Whether kernels lie on the boot partition, in a set for each slot, and not in the slots' images.
     pub const fn has_boot_files(self) -> bool {
-        matches!(self, Self::SystemdBoot | Self::Tryboot)
+        matches!(self, Self::SystemdBoot | Self::Tryboot | Self::Efi)
     }
 
     fn notation(self) -> Notation {
@@ -123,7 +134,7 @@ impl Loader {
             Self::UbootText | Self::UbootEnv | Self::UbootEnvSingle | Self::Initramfs => {
                 Notation::Hex(PARTITIONS)
             }
-            Self::SystemdBoot | Self::Tryboot => unreachable!("it has no variables"),
+            Self::SystemdBoot | Self::Tryboot | Self::Efi => unreachable!("it has no variables"),
         }
     }
 
@@ -137,6 +148,7 @@ impl Loader {
             }
             Self::SystemdBoot => Box::new(SystemdBoot::new(store)),
             Self::Tryboot => Box::new(Tryboot::new(store, PARTITIONS, None)),
+            Self::Efi => Box::new(EfiBoot::new(store, efi_model::wanted())),
         }
     }
 
@@ -156,27 +168,31 @@ impl Loader {
             Self::UbootEnv | Self::UbootEnvSingle => {
                 let (slot, save) = uboot_env(file("env.0").unwrap_or_default(), file("env.1"));
                 let save = save.map(|(copy, raw)| (format!("env.{copy}"), raw));
-                Choice { slot, save, renamed: None }
+                Choice { slot, save, removed: None }
             }
             // No model: what runs is the program's own code.
             Self::Initramfs => {
                 let counted = Rc::new(RefCell::new(files.clone()));
                 let store = MemoryStore::new(counted.clone(), Power::default());
-                let slot = UbootEnv::new(store, PARTITIONS).count_boot().unwrap();
+                let (slot, _) = initramfs::choose(&mut UbootEnv::new(store, PARTITIONS), Slot::A);
                 let save = counted
                     .borrow()
                     .iter()
                     .find(|(name, raw)| files.get(*name) != Some(raw))
                     .map(|(name, raw)| (name.clone(), raw.clone()));
-                Choice { slot, save, renamed: None }
+                Choice { slot, save, removed: None }
             }
             Self::SystemdBoot => {
                 let (slot, rename) = sdboot_model::choose(files);
-                let (renamed, save) =
+                let (removed, save) =
                     rename.map(|(old, new)| (old.clone(), (new, files[&old].clone()))).unzip();
-                Choice { slot, save, renamed }
+                Choice { slot, save, removed }
             }
             Self::Tryboot => Choice::counting(tryboot::FILE, (firmware(file(tryboot::FILE), asked), None)),
+            Self::Efi => {
+                let (slot, removed) = efi_model::choose(files);
+                Choice { slot, save: None, removed }
+            }
         }
     }
 }

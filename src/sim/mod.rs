@@ -6,6 +6,7 @@
 //! boot partition, each boot checks that the boot files are those of the slot that boots.
 
 mod boot_set;
+pub mod efi_model;
 pub mod files;
 mod grub_script;
 mod laws;

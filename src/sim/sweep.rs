@@ -83,7 +83,8 @@ fn depth(loader: Loader) -> usize {
         | Loader::UbootEnvSingle
         | Loader::Initramfs
         | Loader::SystemdBoot
-        | Loader::Tryboot => std::env::var("SWEEP_DEPTH").map_or(2, |d| d.parse().unwrap()),
+        | Loader::Tryboot
+        | Loader::Efi => std::env::var("SWEEP_DEPTH").map_or(2, |d| d.parse().unwrap()),
     }
 }
 

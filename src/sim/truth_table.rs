@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use super::files::MemoryStore;
 use super::loader::Loader;
-use super::uboot_script;
+use super::{efi_model, uboot_script};
 use crate::boot::Environment;
+use crate::boot::efi::{BOOT_NEXT, BOOT_ORDER, entry_file};
 use crate::boot::grub::{Block, decode, encode};
-use crate::boot::tryboot;
+use crate::boot::resin::Partitions;
+use crate::boot::uboot_env::{self, Copies, UbootEnv};
 use crate::boot::uboot_text::{COUNT_FILE, PLAN_FILE};
+use crate::boot::{initramfs, tryboot};
+use crate::model::Slot;
 
 const README: &str = include_str!("../../boot/README.md");
 
@@ -46,6 +51,30 @@ fn grub() {
 }
 
 #[test]
+fn initramfs_counter() {
+    for row in rows("## No bootloader that can count") {
+        let values = NAMES.iter().zip(&row).filter(|(_, v)| **v != "absent");
+        let text: String = values.map(|(name, value)| format!("{name}={value}\0")).collect();
+        let mut raw = vec![0; 512];
+        raw[4] = 1;
+        raw[5..5 + text.len()].copy_from_slice(text.as_bytes());
+        let crc = crc32fast::hash(&raw[5..]);
+        raw[..4].copy_from_slice(&crc.to_le_bytes());
+        for otherwise in Slot::ALL {
+            let store = MemoryStore::of(&[("env.0", &raw), ("env.1", &raw)]);
+            let mut counter = UbootEnv::new(store.clone(), Partitions { a: 2, b: 3 });
+            let (slot, problem) = initramfs::choose(&mut counter, otherwise);
+            let saved = Copies::read(&store, 1).unwrap();
+            let saved = uboot_env::decode(&saved, true).unwrap().entries.value("bootcount");
+            let saved = saved.filter(|_| Copies::read(&store, 1).unwrap() != raw);
+            let expected = if row[4] == "root=" { otherwise.to_string() } else { row[4].to_owned() };
+            assert_eq!((slot.to_string(), saved.as_deref().unwrap_or("-")), (expected, row[5]), "{row:?}");
+            assert_eq!(problem.is_some(), row[4] == "root=", "{row:?}");
+        }
+    }
+}
+
+#[test]
 fn raspberry_pi() {
     let rows: Vec<Vec<&str>> = README
         .lines()
@@ -62,6 +91,36 @@ fn raspberry_pi() {
         );
         let files = BTreeMap::from([(tryboot::FILE.to_owned(), text.into_bytes())]);
         assert_eq!(Loader::Tryboot.choose(&files, row[3] == "yes").slot.to_string(), row[4], "{row:?}");
+    }
+}
+
+#[test]
+fn efi_variables() {
+    let rows: Vec<Vec<&str>> = README
+        .lines()
+        .skip_while(|l| !l.starts_with("| `BootOrder` | `BootNext` |"))
+        .skip(2)
+        .take_while(|l| l.starts_with('|'))
+        .map(|l| l.trim_matches('|').split('|').map(|c| c.trim().trim_matches('`')).collect())
+        .collect();
+    assert!(rows.len() >= 9, "{} rows found", rows.len());
+    let number = |mark: &str| [("u", 0), ("b", 1), ("a", 3)].iter().find(|m| m.0 == mark).map(|m| m.1);
+    let value = |marks: &str| -> Vec<u8> {
+        let numbers = marks.split(' ').filter_map(number).flat_map(u16::to_le_bytes);
+        [7, 0, 0, 0].into_iter().chain(numbers).collect()
+    };
+    for row in rows {
+        let mut variables = Loader::Efi.seed();
+        variables
+            .insert(entry_file(1), [&[7, 0, 0, 0][..], &efi_model::wanted()[1].encode().unwrap()].concat());
+        variables.insert(BOOT_ORDER.into(), value(row[0]));
+        if row[1] != "-" {
+            variables.insert(BOOT_NEXT.into(), value(row[1]));
+        }
+        let choice = Loader::Efi.choose(&variables, false);
+        choice.save_into(&mut variables);
+        let after = if variables.contains_key(BOOT_NEXT) { "set" } else { "-" };
+        assert_eq!((choice.slot.to_string().as_str(), after), (row[3], row[4]), "{row:?}");
     }
 }
 

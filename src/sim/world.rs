@@ -278,7 +278,7 @@ impl World {
         let asked = std::mem::take(&mut self.tryboot);
         let choice = self.loader.choose(&self.files.borrow(), asked);
         self.tried |= asked;
-        if choice.save.is_some() {
+        if choice.writes() {
             self.power.step().map_err(|_| Stop::Interrupted)?;
             self.tried = choice.save_into(&mut self.files.borrow_mut());
         }

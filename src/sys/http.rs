@@ -8,8 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, InconsistentKeys};
 use ureq::middleware::{Middleware, MiddlewareNext};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider};
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Body, SendBody, http};
 
 use crate::{Doing, Error, Result};
@@ -25,25 +30,56 @@ pub struct HttpSettings {
     pub connect_timeout: Duration,
     /// How long the other side may be silent.
     pub read_timeout: Duration,
+    /// What is shown to servers that ask who we are.
+    pub client: Option<ClientIdentity>,
+}
+
+/// A certificate that says who asks, and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientIdentity {
+    /// The certificate, and those between it and its authority; PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
 }
 
 /// Debian's bundle holds 200 KiB.
 const CA_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
+const CLIENT_LIMIT_BYTES: u64 = 64 * 1024;
+/// As ureq has it.
+const REDIRECTS_MAX: u32 = 10;
 
-/// An HTTP client. Answers of 4xx and 5xx are answers, not errors; a proxy is taken from the environment.
+/// An HTTP client. Answers of 4xx and 5xx are answers, not errors; a proxy is taken from the environment. Redirects are
+/// followed, without `Authorization`.
 ///
 /// # Errors
-/// `Failed`, naming the file, if the certificates cannot be read. That there are none is an error of the first
-/// `https://` request.
+/// `Failed`, naming the file, if the certificates or our own cannot be read or used. That none are trusted is an error
+/// of the first `https://` request.
 pub fn agent(settings: &HttpSettings) -> Result<ureq::Agent> {
+    build(settings, REDIRECTS_MAX)
+}
+
+/// The same, but a redirect is an answer like any other.
+///
+/// # Errors
+/// As [`agent`].
+pub fn agent_without_redirects(settings: &HttpSettings) -> Result<ureq::Agent> {
+    build(settings, 0)
+}
+
+fn build(settings: &HttpSettings, redirects: u32) -> Result<ureq::Agent> {
     let roots = roots(settings)?;
     let missing = roots.is_empty().then(|| settings.ca_bundle.clone());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let client = settings.client.as_ref().map(|client| identity(client, &provider)).transpose()?;
     let tls = TlsConfig::builder()
         .provider(TlsProvider::Rustls)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .unversioned_rustls_crypto_provider(provider)
         .root_certs(RootCerts::new_with_certs(&roots))
+        .client_cert(client)
         .build();
     let config = ureq::Agent::config_builder()
+        .max_redirects(redirects)
         .http_status_as_error(false)
         .tls_config(tls)
         .user_agent(concat!("twinhull/", env!("CARGO_PKG_VERSION")))
@@ -58,22 +94,77 @@ pub fn agent(settings: &HttpSettings) -> Result<ureq::Agent> {
 
 /// What went wrong with a request, in words for a person, without the URL.
 pub fn reason(error: &ureq::Error) -> String {
-    let io = match error {
-        ureq::Error::HostNotFound => return "no such host".into(),
-        ureq::Error::Timeout(ureq::Timeout::PerRead | ureq::Timeout::PerWrite) => {
-            return "the server stopped answering".into();
+    match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(why)) => {
+            return format!("the server's certificate: {}", in_words(why));
         }
-        ureq::Error::Timeout(what) => return format!("no answer in time ({what})"),
-        ureq::Error::Io(io) => io,
-        other => return other.to_string(),
-    };
-    match io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::InvalidCertificate(why)) => format!("the server's certificate: {why}"),
-        Some(tls) => format!("TLS: {tls}"),
-        // The standard library's words for a name that the resolver does not know.
-        None if io.to_string().starts_with("failed to lookup") => "no such host".into(),
-        None => io.to_string(),
+        Some(tls) => return format!("TLS: {tls}"),
+        None => {}
     }
+    match error {
+        ureq::Error::HostNotFound => "no such host".into(),
+        ureq::Error::Timeout(ureq::Timeout::PerRead | ureq::Timeout::PerWrite) => {
+            "the server stopped answering".into()
+        }
+        ureq::Error::Timeout(what) => format!("no answer in time ({what})"),
+        // The standard library's words for a name that the resolver does not know.
+        ureq::Error::Io(io) if io.to_string().starts_with("failed to lookup") => "no such host".into(),
+        ureq::Error::Io(io) => io.to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// What TLS found wrong, if that is it.
+pub fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
+    match error {
+        // By when it happened, ureq wraps it in an I/O error or not.
+        ureq::Error::Rustls(tls) => Some(tls),
+        ureq::Error::Io(io) => io.get_ref().and_then(|inner| inner.downcast_ref()),
+        _ => None,
+    }
+}
+
+fn in_words(why: &CertificateError) -> String {
+    let days = |from: u64, to: u64| to.saturating_sub(from) / (24 * 60 * 60);
+    match why {
+        CertificateError::ExpiredContext { time, not_after } => {
+            format!("expired {} days ago, by this device's clock", days(not_after.as_secs(), time.as_secs()))
+        }
+        CertificateError::NotValidYetContext { time, not_before } => {
+            format!(
+                "not valid for {} days yet, by this device's clock",
+                days(time.as_secs(), not_before.as_secs())
+            )
+        }
+        CertificateError::UnknownIssuer => "no authority that is trusted here signed it".into(),
+        other => other.to_string(),
+    }
+}
+
+/// Our own certificate, after a look at whether it can be used: ureq panics where it cannot.
+fn identity(client: &ClientIdentity, provider: &CryptoProvider) -> Result<ClientCert> {
+    let ClientIdentity { certificate, key } = client;
+    let doing_certificate = || format!("client certificate {}", certificate.display());
+    let pem = super::file::read(certificate, CLIENT_LIMIT_BYTES).doing(doing_certificate)?;
+    let chain = certificates(&pem).doing(doing_certificate)?;
+    let ders: Vec<_> = chain.iter().map(|c| CertificateDer::from(c.der().to_vec())).collect();
+    if ders.is_empty() {
+        return Err(Error::failed("no PEM certificate in it").within(doing_certificate()));
+    }
+    let doing_key = || format!("client key {}", key.display());
+    let pem = super::file::read(key, CLIENT_LIMIT_BYTES).doing(doing_key)?;
+    let wrong = || Error::failed("no PEM private key in it (PKCS#8, PKCS#1 or SEC1, without a password)");
+    let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| wrong()).doing(doing_key)?;
+    match CertifiedKey::from_der(ders, der, provider) {
+        Ok(_) => {}
+        Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
+            let text = format!("does not belong to the certificate {}", certificate.display());
+            return Err(Error::failed(text).within(doing_key()));
+        }
+        Err(e) => return Err(Error::failed(e.to_string()).within(doing_key())),
+    }
+    let key = PrivateKey::from_pem(&pem).map_err(|_| wrong()).doing(doing_key)?;
+    Ok(ClientCert::new_with_certs(&chain, key))
 }
 
 pub(super) fn roots(settings: &HttpSettings) -> Result<Vec<Certificate<'static>>> {
@@ -138,6 +229,7 @@ mod tests {
             extra_ca_pem: None,
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(5),
+            client: None,
         }
     }
 

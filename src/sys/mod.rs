@@ -9,6 +9,7 @@ pub mod command;
 mod console;
 pub mod device;
 pub mod durable;
+pub mod efivar;
 pub mod fatrw;
 pub mod file;
 pub mod http;

@@ -71,6 +71,7 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
     /// `Inconsistent`, with nothing touched, if journal and boot plan contradict each other; `Failed` if one of them
     /// cannot be read or written.
     pub fn settle(&mut self) -> Result<Next> {
+        self.chooser.restore(self.booted)?;
         let (record, _, phase) = self.observe()?;
         match phase {
             Phase::Steady => Ok(Next::Nothing),

@@ -2,6 +2,7 @@
 //! them. A thousand random environments each.
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros, clippy::unwrap_used, clippy::panic)]
 
+mod efi;
 mod grub;
 mod random;
 mod sdboot;

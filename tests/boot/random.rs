@@ -15,7 +15,7 @@ impl Random {
         usize::try_from(self.0 >> 16).unwrap() % n
     }
 
-    fn text(&mut self, letters: &[u8], at_least: usize, below: usize) -> String {
+    pub fn text(&mut self, letters: &[u8], at_least: usize, below: usize) -> String {
         let len = at_least + self.below(below - at_least);
         (0..len).map(|_| char::from(letters[self.below(letters.len())])).collect()
     }

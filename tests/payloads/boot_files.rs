@@ -130,7 +130,7 @@ fn a_bootloader_that_would_not_read_them_is_told_before_anything_is_written() {
     let slots = bench.device.slots();
     let (code, text) = outcome(&bench.install(&bundle));
     assert_eq!(code, 3, "{text}");
-    assert!(text.contains("grub boots what is in /boot of the root image"), "{text}");
+    assert!(text.contains("files for the boot partition, of which grub boots none"), "{text}");
     assert!(bench.device.slots() == slots && bench.device.status()["phase"] == "steady");
 }
 

@@ -1,7 +1,7 @@
 //! A web server that misbehaves on purpose.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -43,9 +43,14 @@ pub struct Server {
     state: Arc<State>,
 }
 
+/// Given the head of a request in lower case, the head of another answer than the file.
+pub type Rule = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 struct State {
     file: Vec<u8>,
     vice: Vice,
+    rule: Rule,
+    heads: Mutex<Vec<String>>,
     sent: AtomicU64,
     requests: AtomicU64,
     asked: Mutex<Vec<String>>,
@@ -53,19 +58,36 @@ struct State {
 
 impl Server {
     pub fn start(file: Vec<u8>, vice: Vice) -> Self {
+        Self::with(file, vice, None, Box::new(|_| None))
+    }
+
+    /// One with `rule`, and behind TLS if there is a certificate for it.
+    pub fn with(file: Vec<u8>, vice: Vice, tls: Option<Arc<rustls::ServerConfig>>, rule: Rule) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/os.bundle", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}/os.bundle", listener.local_addr().unwrap());
         let (sent, requests, asked) = (AtomicU64::new(0), AtomicU64::new(0), Mutex::default());
-        let state = Arc::new(State { file, vice, sent, requests, asked });
+        let state = Arc::new(State { file, vice, rule, heads: Mutex::default(), sent, requests, asked });
         let shared = state.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (stream, state) = (stream.unwrap(), shared.clone());
+                let (stream, state, tls) = (stream.unwrap(), shared.clone(), tls.clone());
                 // A client that goes away is no error here.
-                std::thread::spawn(move || serve(&state, stream).unwrap_or(()));
+                std::thread::spawn(move || match tls {
+                    None => serve(&state, stream).unwrap_or(()),
+                    Some(tls) => {
+                        let connection = rustls::ServerConnection::new(tls).unwrap();
+                        serve(&state, rustls::StreamOwned::new(connection, stream)).unwrap_or(());
+                    }
+                });
             }
         });
         Self { url, state }
+    }
+
+    /// The heads of all requests, in lower case.
+    pub fn heads(&self) -> Vec<String> {
+        self.state.heads.lock().unwrap().clone()
     }
 
     /// Bytes of bodies that were handed to the network.
@@ -79,7 +101,7 @@ impl Server {
     }
 }
 
-fn serve(state: &State, mut stream: TcpStream) -> std::io::Result<()> {
+fn serve(state: &State, mut stream: impl Read + Write) -> std::io::Result<()> {
     loop {
         let mut head = Vec::new();
         let mut byte = [0];
@@ -91,6 +113,12 @@ fn serve(state: &State, mut stream: TcpStream) -> std::io::Result<()> {
         }
         let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
         let number = state.requests.fetch_add(1, Ordering::SeqCst);
+        state.heads.lock().unwrap().push(head.clone());
+        if let Some(other) = (state.rule)(&head) {
+            stream.write_all(format!("HTTP/1.1 {other}\r\nContent-Length: 0\r\n\r\n").as_bytes())?;
+            stream.flush()?;
+            continue;
+        }
         let range = head.lines().find_map(|l| l.strip_prefix("range: bytes="));
         state.asked.lock().unwrap().push(range.unwrap_or("").to_owned());
         if !answer(state, &mut stream, number, range)? {
@@ -100,7 +128,12 @@ fn serve(state: &State, mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 /// `false`: the connection ends.
-fn answer(state: &State, stream: &mut TcpStream, number: u64, range: Option<&str>) -> std::io::Result<bool> {
+fn answer(
+    state: &State,
+    stream: &mut (impl Read + Write),
+    number: u64,
+    range: Option<&str>,
+) -> std::io::Result<bool> {
     let len = state.file.len();
     let later = number >= 2;
     let gone = |limit: u64| state.sent.load(Ordering::SeqCst) >= limit;
@@ -161,5 +194,6 @@ fn answer(state: &State, stream: &mut TcpStream, number: u64, range: Option<&str
             return Ok(false);
         }
     }
+    stream.flush()?;
     Ok(true)
 }
