@@ -159,6 +159,10 @@ impl Report {
         });
         self.lines.push(format!("Boot plan   {}: primary slot {}{trial}", host.chooser, plan.primary));
         self.lines.push(format!("Phase       {}", explain(&phase)));
+        let floor = record.release_floor.max(host.settings.bundle.release_floor);
+        if floor > 0 {
+            self.lines.push(format!("Releases    from {floor} on are taken"));
+        }
         if let Some(last) = &record.last {
             self.lines.push(format!("Last update {}", describe(last)));
         }
@@ -178,7 +182,10 @@ impl Report {
         let boot = json!({ "chooser": host.chooser.name(), "primary": plan.primary, "trial": plan.trial });
         self.json.insert("boot".into(), boot);
         self.json.insert("phase".into(), json!(phase.name()));
-        self.json.insert("update".into(), json!({ "state": state, "hooks": hooks, "last": record.last }));
+        self.json.insert(
+            "update".into(),
+            json!({ "state": state, "hooks": hooks, "last": record.last, "release_floor": floor }),
+        );
         if let Phase::Inconsistent { what } = phase {
             self.problem(Error::inconsistent(what));
         }

@@ -76,7 +76,7 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
     /// `Refused` on a trial (its health decides first), `RebootNeeded` when the running slot is about to be left,
     /// `Inconsistent` as `settle`, `Failed` if a write did not land.
     pub fn begin(machine: &'m mut Machine<C, J>, release: Release, goal: Goal) -> Result<Self> {
-        let (record, plan, phase) = machine.observe()?;
+        let (_, plan, phase) = machine.observe()?;
         match phase {
             Phase::Steady | Phase::StrayTrial | Phase::ReadyToReboot | Phase::TryAgain { .. } => {}
             Phase::InstallInterrupted
@@ -102,10 +102,10 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
             machine.chooser.disarm(machine.booted)?;
         }
         let target = !machine.booted;
-        let last = record.last;
-        machine
-            .journal
-            .store(&Record { state: State::Installing { target, release: release.clone() }, last })?;
+        // Read again: settling may have written it.
+        let record = machine.journal.load()?;
+        let state = State::Installing { target, release: release.clone() };
+        machine.journal.store(&Record { state, ..record })?;
         Ok(Self { machine, release, goal, state: Unbootable(()) })
     }
 
@@ -167,7 +167,7 @@ impl<C: BootChooser, J: JournalStore> Install<'_, C, J, Verified> {
     /// `Failed` if a write did not land; the update is then abandoned.
     pub fn arm(self, tries: u8, before: Before) -> Result<Armed> {
         let slot = self.state.slot();
-        let last = self.machine.journal.load()?.last;
+        let record = self.machine.journal.load()?;
         let state = State::Trial {
             target: slot,
             release: self.release.clone(),
@@ -179,7 +179,7 @@ impl<C: BootChooser, J: JournalStore> Install<'_, C, J, Verified> {
         let armed = self
             .machine
             .journal
-            .store(&Record { state, last })
+            .store(&Record { state, ..record })
             .and_then(|()| self.machine.chooser.arm(&self.state, tries));
         self.then(armed, |()| ())?;
         Ok(Armed { slot, tries })
