@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::{Doing, Result, sys};
+use crate::{Doing, Error, Result, sys};
 
 /// Where an image is written. The simulated world has one that loses what was not flushed.
 pub trait Disk {
@@ -59,9 +59,22 @@ impl FileDisk {
     /// # Errors
     /// `Failed`, naming the path.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = sys::file::open_read_write(path)?;
-        let len_bytes = sys::file::len_bytes(&file).doing(|| format!("size of {}", path.display()))?;
-        Ok(Self { file, path: path.to_owned(), len_bytes })
+        Self::of(sys::file::open_read_write(path)?, path)
+    }
+
+    /// Opens a device that nothing else may use meanwhile: one that is mounted would be written under the feet of its
+    /// file system. Unless `writable`, writes will fail.
+    ///
+    /// # Errors
+    /// `Refused` if it is in use, `Failed` if it cannot be opened; both name the path.
+    pub fn claim(path: &Path, writable: bool) -> Result<Self> {
+        match sys::file::claim(path, writable)? {
+            Some(file) => Self::of(file, path),
+            None => Err(Error::refused(format!(
+                "{} is mounted, or in use otherwise; unmount it (`findmnt {0}` says where it is)",
+                path.display()
+            ))),
+        }
     }
 
     /// Opens an existing device or file for reading: writes will fail. Closing a device that was open for
@@ -70,7 +83,10 @@ impl FileDisk {
     /// # Errors
     /// `Failed`, naming the path.
     pub fn open_read_only(path: &Path) -> Result<Self> {
-        let file = sys::file::open_read(path)?;
+        Self::of(sys::file::open_read(path)?, path)
+    }
+
+    fn of(file: File, path: &Path) -> Result<Self> {
         let len_bytes = sys::file::len_bytes(&file).doing(|| format!("size of {}", path.display()))?;
         Ok(Self { file, path: path.to_owned(), len_bytes })
     }

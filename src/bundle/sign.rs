@@ -91,7 +91,7 @@ fn public_half(secret: &[u8]) -> Result<minisign_verify::PublicKey> {
 /// `Failed`, naming the file, if one of them exists already or cannot be written.
 pub fn keygen(public: &Path, secret: &Path) -> Result<()> {
     for path in [public, secret] {
-        if path.exists() {
+        if path.exists() || path.is_symlink() {
             return Err(Error::failed(format!("{} exists; it is not overwritten", path.display())));
         }
     }

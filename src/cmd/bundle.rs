@@ -52,7 +52,8 @@ create: makes a bundle of a root image. The same input gives the same bytes (but
   --hook-deadline S    seconds that each --hook after it may take (default 60)
   --key SECRETKEY      sign it at once; may be given several times
   --password-file FILE the password of the keys, on the first line
-  -o, --output OUT     the bundle; an old one is replaced when the new one is whole
+  -o, --output OUT     the bundle; an old file is replaced when the new one is whole, anything else (a device, a
+                       link) never
 
 sign: adds signatures to a bundle, after checking all of it against its manifest. Keys are minisign's
   (`minisign -G`, with or without -W). A signature made elsewhere (tar -xf BUNDLE manifest.toml;

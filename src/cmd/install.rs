@@ -68,9 +68,10 @@ image if that is higher; no option goes below it. It survives a factory reset. N
 An update that takes from a service what its labels require (io.balena.features.requires.*) and this OS has is refused; an
 optional service is told. See `twinhull contracts --help`.
 
-Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a release below the floor, a trial
-under way, a service that would be stranded, more than --max-download, no room for the boot files). With --json: one line
-per event: {event: look|plan|begin|progress|read-back|armed, ..}.
+Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a
+release below the floor, a trial under way, a target slot that is mounted, a service that would be stranded, more than
+--max-download, no room for the boot files). With --json: one line per event: {event:
+look|plan|begin|progress|read-back|armed, ..}.
 
   twinhull install https://updates.example.com/nuc-2.1.0.bundle
   twinhull install --explain --max-download 100M https://updates.example.com/nuc-2.1.0.bundle
@@ -207,13 +208,13 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     let running = host.disk.slot_partition(host.machine.booted)?.device.clone();
     let kept = context.root.path(INDEX);
     let mut sets = FileSets::plan(context, host, &manifest)?;
-    let feed = Feed::prepare(bundle, args, reach, &kept, [&device, &running], &mut bar)?;
+    let mut disk = FileDisk::claim(&device, !args.explain).doing(|| format!("slot {slot}"))?;
+    let feed = Feed::prepare(bundle, args, reach, &kept, (&mut disk, &running), &mut bar)?;
     if args.explain {
         feed.explain(&manifest, slot, context.json);
         return Ok(Done::Explained);
     }
     let before = health::before(context, &settings);
-    let mut disk = FileDisk::open(&device)?;
     let started = BootClock.since_boot();
     bar.begin(&release.version, slot);
     let goal = Goal { root: image, sets: sets.images(), hooks: file_sets::hooks(&manifest) };
@@ -224,7 +225,9 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
         .doing(|| format!("write slot {slot}"))?
         .read_back(&mut disk, &mut disks, |bytes| bar.read_back(bytes))?
         .arm(settings.boot.tries, before)?;
-    sys::durable::remove(&kept)?;
+    if let Err(e) = sys::durable::remove(&kept) {
+        log::warn!("{e}; it only takes up room");
+    }
     bar.armed(&armed, BootClock.since_boot().saturating_sub(started));
     Ok(Done::Armed(armed))
 }
@@ -262,7 +265,7 @@ impl Feed {
         args: &Args,
         reach: &Reach,
         kept: &Path,
-        [target, running]: [&Path; 2],
+        (target, running): (&mut FileDisk, &Path),
         bar: &mut Bar,
     ) -> Result<Self> {
         if !bundle.stream().is_worth_skipping() && args.delta.is_none() {
@@ -288,12 +291,11 @@ impl Feed {
                 .and_then(|source| Delta::open(source, &frames.index, &root.index_sha256));
             opened.inspect_err(|e| log::warn!("{e}; going on without the delta")).ok()
         });
-        let mut target = FileDisk::open_read_only(target)?;
         let mut active = FileDisk::open_read_only(running)?;
         let total = frames.image_len.saturating_add(active.len_bytes());
         let mut look = |read| bar.look(read, total);
         let (image_len, old) = (frames.image_len, delta.as_ref().map(|d| &d.old));
-        let reuse = Reuse::survey(&frames.index, image_len, &mut target, &mut active, old, &mut look)?;
+        let reuse = Reuse::survey(&frames.index, image_len, target, &mut active, old, &mut look)?;
         // With a limit, only a delta that is sure to fit is counted on.
         if delta.is_some() && !reuse.old_is_there {
             log::warn!(

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::{Doing, Error, Result};
@@ -12,44 +12,61 @@ use crate::{Doing, Error, Result};
 /// For file systems whose rename is atomic (ext4). On FAT use [`super::fatrw`], or `boot::Store` for what a bootloader reads.
 ///
 /// # Errors
-/// `Failed`, naming the path. The old file is then still there.
+/// `Failed`, naming the path. The old file is then still there, and what was written is removed.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let dir = parent(path)?;
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".new");
-    let temporary = dir.join(name);
-    let doing = || format!("write {}", path.display());
-    write_new(&temporary, bytes, mode).doing(doing)?;
-    fs::rename(&temporary, path).doing(doing)?;
-    sync_dir(dir).doing(doing)
+    swap_in(path, mode, |file| Ok(file.write_all(bytes)?))
 }
 
-/// Replaces the file at `path` by what `fill` writes, as [`replace`] does; for files that are too large to hold.
+/// Replaces the file at `path` by what `fill` writes, as [`replace`] does; for files that are too large to hold, at a
+/// path that a person named.
 ///
 /// # Errors
-/// `Failed`, naming the path, and whatever `fill` fails with. The old file is then still there, and what was
-/// written is removed.
+/// As [`check_replaceable`] and [`replace`], and whatever `fill` fails with.
 pub fn replace_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    check_replaceable(path)?;
+    swap_in(path, mode, fill)
+}
+
+/// Sees that at `path` is a regular file or nothing. A rename would put a file in the place of anything else: of
+/// `/dev/null` too, and then the machine has none any more.
+///
+/// # Errors
+/// `Failed`, naming the path and what is there.
+pub fn check_replaceable(path: &Path) -> Result<()> {
+    let doing = || format!("write {}", path.display());
+    let kind = match fs::symlink_metadata(path) {
+        Ok(facts) => facts.file_type(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e).doing(doing),
+    };
+    let what = match kind {
+        kind if kind.is_file() => return Ok(()),
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_symlink() => "a symbolic link",
+        kind if kind.is_fifo() => "a named pipe",
+        kind if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    Err(Error::failed(format!("{what} is there, which is not replaced by a file; give another name"))
+        .within(doing()))
+}
+
+fn swap_in(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let dir = parent(path)?;
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".new");
     let temporary = dir.join(name);
     let doing = || format!("write {}", path.display());
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary)
-        .doing(doing)?;
-    let filled = fill(&mut file).and_then(|()| Ok(file.sync_all()?));
-    if let Err(e) = filled {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(true).mode(mode);
+    let mut file = options.open(&temporary).doing(doing)?;
+    let done =
+        fill(&mut file).and_then(|()| Ok(file.sync_all()?)).and_then(|()| Ok(fs::rename(&temporary, path)?));
+    if let Err(e) = done {
         // The error that counts is the one above.
         let _ = fs::remove_file(&temporary);
         return Err(e).doing(doing);
     }
-    fs::rename(&temporary, path).doing(doing)?;
     sync_dir(dir).doing(doing)
 }
 
@@ -161,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn replace_with_leaves_the_old_file_when_it_fails() {
+    fn a_replacement_that_fails_leaves_the_old_file_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         replace(&path, b"old", 0o600).unwrap();
@@ -171,7 +188,10 @@ mod tests {
         };
         assert_eq!(replace_with(&path, 0o600, failing).unwrap_err().kind(), crate::Kind::Refused);
         assert_eq!(fs::read(&path).unwrap(), b"old");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        // A rename that cannot be: a directory is in the way.
+        fs::create_dir(dir.path().join("dir")).unwrap();
+        replace(&dir.path().join("dir"), b"new", 0o600).unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
         replace_with(&path, 0o600, |file| Ok(file.write_all(b"new")?)).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
     }

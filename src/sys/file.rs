@@ -58,6 +58,23 @@ pub fn open_read_write(path: &Path) -> Result<File> {
     OpenOptions::new().read(true).write(true).open(path).doing(|| format!("open {}", path.display()))
 }
 
+/// Opens an existing file or device as [`open_read_write`] or [`open_read`] does; a block device for ourselves alone,
+/// as mounting does: the kernel then gives it to nobody else. `None` if it is mounted or otherwise taken.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn claim(path: &Path, writable: bool) -> Result<Option<File>> {
+    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+    let doing = || format!("open {}", path.display());
+    // What O_EXCL alone means is laid down for block devices only: open(2).
+    let is_block_device = std::fs::metadata(path).doing(doing)?.file_type().is_block_device();
+    let flags = if is_block_device { libc::O_EXCL } else { 0 };
+    match OpenOptions::new().read(true).write(writable).custom_flags(flags).open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => Ok(None),
+        opened => opened.map(Some).doing(doing),
+    }
+}
+
 /// Writes one value to an existing file of `/sys` or `/proc`, in one call, without a newline.
 ///
 /// # Errors

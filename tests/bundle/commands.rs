@@ -244,6 +244,38 @@ fn mistakes_on_the_command_line_are_usage_errors() {
 }
 
 #[test]
+fn only_files_are_replaced() {
+    let lab = Lab::new();
+    lab.write("image", &noise(5000, 1));
+    lab.run(&lab.create(&["--key", "a.key"]));
+    let made =
+        lab.shell("mkfifo pipe && ln -s a.key link && ln -s nowhere dangling && mkdir dir && cp b other/b");
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    // A node as /dev/null is one, but not that one.
+    let is_root = lab.shell("mknod node c 1 3").code == 0;
+    let before = lab.shell("ls -lR").stdout;
+    let there = ["pipe", "link", "dangling", "dir"].into_iter().chain(is_root.then_some("node"));
+    for out in there.chain(["-"]) {
+        let delta = vec!["bundle", "delta", "--from", "image", "--to", "b", "-o", out];
+        let key = vec!["bundle", "keygen", "--public", out, "--secret", "new.key"];
+        for args in [lab.create(&["-o", out]), delta, key] {
+            if out == "-" && args[1] == "keygen" {
+                continue;
+            }
+            let ended = lab.run(&args);
+            assert_ne!(ended.code, 0, "{args:?}");
+            assert_eq!(ended.stderr.lines().count(), 1, "{args:?}: {}", ended.stderr);
+            has(&ended.stderr, out);
+            assert_eq!(lab.shell("ls -lR").stdout, before, "{args:?}");
+        }
+    }
+    // What signs a bundle behind a link would put a file in the place of the link.
+    lab.shell("ln -s b to-b");
+    let ended = lab.run(&["bundle", "sign", "to-b", "--key", "a.key"]);
+    has(&ended.stderr, "write to-b: a symbolic link is there");
+}
+
+#[test]
 fn a_pipe_is_enough() {
     let lab = Lab::new();
     lab.write("image", &noise(3_000_000, 1));

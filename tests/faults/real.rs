@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Device, SLOT, run};
+use crate::support::{Device, SLOT, outcome, run};
 use crate::{Before, Bench, assert_abandoned, assert_failed};
 
 /// A loop device as long as a slot; gone with this value.
@@ -36,8 +36,17 @@ impl Drop for Loop {
     }
 }
 
+/// A mounted directory; unmounted with this value.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
 /// A file system in memory of a limited size; gone with this value.
-struct Tmpfs(PathBuf);
+struct Tmpfs(Mounted);
 
 impl Tmpfs {
     /// `None` where nothing may be mounted.
@@ -46,17 +55,15 @@ impl Tmpfs {
         let options = format!("size={size}");
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path);
-        mount.output().ok()?.status.success().then_some(Self(path))
+        mount.output().ok()?.status.success().then_some(Self(Mounted(path)))
     }
 
     fn grow(&self, size: &str) {
-        run("mount", &["-o", &format!("remount,size={size}"), self.0.to_str().unwrap()]);
+        run("mount", &["-o", &format!("remount,size={size}"), self.path().to_str().unwrap()]);
     }
-}
 
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
+    fn path(&self) -> &Path {
+        &self.0.0
     }
 }
 
@@ -66,7 +73,7 @@ fn a_device_that_loses_what_it_took_is_found_at_the_flush_and_mended_by_the_next
     let Some(small) = Tmpfs::new(bench.dir.path().join("small"), "1M") else {
         return println!("SKIPPED: needs root, to mount and to make loop devices");
     };
-    let file = small.0.join("slot");
+    let file = small.path().join("slot");
     fs::File::create(&file).unwrap().set_len(SLOT).unwrap();
     let Some(disk) = Loop::new(file.to_str().unwrap(), false) else {
         return println!("SKIPPED: needs loop devices");
@@ -85,6 +92,33 @@ fn a_device_that_loses_what_it_took_is_found_at_the_flush_and_mended_by_the_next
     small.grow("16M");
     let output = device.twinhull(&["install", &server.url]);
     bench.assert_installed(&device, &output);
+}
+
+#[test]
+fn a_target_that_is_mounted_is_refused() {
+    let bench = Bench::new();
+    let device = bench.device();
+    let file = bench.dir.path().join("target");
+    fs::File::create(&file).unwrap().set_len(SLOT).unwrap();
+    run("mkfs.ext4", &["-q", file.to_str().unwrap()]);
+    let Some(disk) = Loop::new(file.to_str().unwrap(), false) else {
+        return println!("SKIPPED: needs root, to make loop devices");
+    };
+    disk.stands_for(&device, "dev/vda3");
+    let at = bench.dir.path().join("mounted");
+    fs::create_dir(&at).unwrap();
+    run("mount", &[disk.node.to_str().unwrap(), at.to_str().unwrap()]);
+    let mounted = Mounted(at);
+    let before = (Before::of(&device).grubenv, device.slots());
+    for more in [None, Some("--explain")] {
+        let args: Vec<_> = ["install", &bench.bundle].into_iter().chain(more).collect();
+        let (code, text) = outcome(&device.twinhull(&args));
+        assert_eq!((code, text.lines().count()), (3, 1), "{text}");
+        assert!(text.contains("slot B: ") && text.contains("dev/vda3 is mounted"), "{text}");
+        assert!((Before::of(&device).grubenv, device.slots()) == before, "something was written");
+    }
+    drop(mounted);
+    bench.assert_installed(&device, &device.twinhull(&["install", &bench.bundle]));
 }
 
 #[test]
@@ -110,14 +144,14 @@ fn a_state_partition_without_room_is_told() {
     let Some(state) = Tmpfs::new(device.path("mnt/state"), "16K") else {
         return println!("SKIPPED: needs root, to mount");
     };
-    fs::create_dir(state.0.join("twinhull")).unwrap();
-    let full = fs::write(state.0.join("logs"), vec![1; 64 << 10]).unwrap_err();
+    fs::create_dir(state.path().join("twinhull")).unwrap();
+    let full = fs::write(state.path().join("logs"), vec![1; 64 << 10]).unwrap_err();
     assert_eq!(full.raw_os_error(), Some(28));
     let (before, target) = (Before::of(&device), device.slots()[1].clone());
     let output = device.twinhull(&["install", &bench.bundle]);
     assert_failed(&device, &output, &before, "journal.json: No space left on device");
     assert!(device.slots()[1] == target, "the target was written");
-    fs::remove_file(state.0.join("logs")).unwrap();
+    fs::remove_file(state.path().join("logs")).unwrap();
     bench.assert_installed(&device, &device.twinhull(&["install", &bench.bundle]));
 }
 

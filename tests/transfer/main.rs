@@ -138,9 +138,10 @@ fn servers_of_every_kind_give_the_image_or_a_clear_refusal() {
         let device = bench.device();
         let [slot_a, slot_b] = device.slots();
         let server = Server::start(bundle.clone(), vice);
-        let output = install(&device, &server.url, &[]);
+        let with_secrets = server.url.replace("http://", "http://user:s3cret@") + "?token=s3cret";
+        let output = install(&device, &with_secrets, &[]);
         let (code, text) = outcome(&output);
-        assert!(!text.contains("panicked"), "{vice:?}: {text}");
+        assert!(!text.contains("panicked") && !text.contains("s3cret"), "{vice:?}: {text}");
         assert!(device.slots()[0] == slot_a, "{vice:?}: the active slot changed");
         assert_no_wrong_byte(&device, &slot_b, &image);
         match says {
@@ -337,6 +338,19 @@ fn an_image_that_is_in_place_costs_almost_nothing() {
     let output = install(&device, &server.url, &[]);
     assert_installed(&device, &output, &image);
     assert!(server.sent() < 40_000, "{}", server.sent());
+}
+
+#[test]
+fn an_index_that_cannot_be_kept_or_removed_is_no_failure() {
+    let bench = Bench::new();
+    let device = bench.device();
+    let image = pattern(SLOT, 6);
+    fs::create_dir_all(device.path("mnt/state/twinhull/bundle.index/x")).unwrap();
+    let server = Server::start(bench.bundle(&image), Vice::None);
+    let output = install(&device, &server.url, &[]);
+    assert_installed(&device, &output, &image);
+    event(&output, "armed");
+    assert!(outcome(&output).1.contains("bundle.index"), "{}", outcome(&output).1);
 }
 
 #[test]

@@ -163,7 +163,7 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
         boot_files,
         hooks,
     };
-    Ok(Creation { image: needed(image, "--image")?, out: needed(out, "--output")?, recipe, signers })
+    Ok(Creation { image: needed(image, "--image")?, out: output(out)?, recipe, signers })
 }
 
 /// `PATH=FILE`: what a file is called in the bundle, and where it is.
@@ -195,6 +195,18 @@ fn provide(provides: &mut Provides, text: &str) -> Result<()> {
     };
     *place.0 = Some(place.1.to_owned());
     Ok(())
+}
+
+/// The file that `--output` names; looked at before the work, which takes minutes.
+fn output(named: Option<PathBuf>) -> Result<PathBuf> {
+    let out = needed(named, "--output")?;
+    if out.as_os_str() == "-" {
+        return Err(Error::usage(
+            "bundle: --output -: it is written to a file, never to a pipe; give its name",
+        ));
+    }
+    sys::durable::check_replaceable(&out)?;
+    Ok(out)
 }
 
 fn needed<T>(value: Option<T>, option: &str) -> Result<T> {
@@ -258,7 +270,7 @@ pub(super) fn delta(mut parser: lexopt::Parser, context: &Context) -> Result<u8>
             other => return Err(wrong(other.unexpected())),
         }
     }
-    let (from, to, out) = (needed(from, "--from")?, needed(to, "--to")?, needed(out, "--output")?);
+    let (from, to, out) = (needed(from, "--from")?, needed(to, "--to")?, output(out)?);
     if !(1..=22).contains(&level) {
         return Err(Error::usage(format!("bundle delta: --level {level}: 1 to 22")));
     }
