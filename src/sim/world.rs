@@ -378,8 +378,12 @@ impl World {
 
     /// After the story, with the power on: version 3 installs and is committed, from wherever the device stands.
     pub fn second_install(&mut self, booted: Slot) -> std::result::Result<(), String> {
-        let machine = self.machine(booted);
-        self.install(machine, 3, Behaviour::Good).map_err(|e| format!("second install: {e}"))?;
+        let floor = |world: &Self| world.machine(booted).release_floor().map_err(|e| e.to_string());
+        let before = floor(self)?;
+        self.install(self.machine(booted), 3, Behaviour::Good).map_err(|e| format!("second install: {e}"))?;
+        if floor(self)? != before {
+            return Err(format!("second install: the floor was {before} and is {}", floor(self)?));
+        }
         let argument = self.machine(booted).chooser.before_reboot().map_err(|e| e.to_string())?;
         self.tryboot = argument.is_some();
         let mut nobody = 0;
