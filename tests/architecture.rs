@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("engine", &["model", "config", "feature", "sys"]),
     ("update", &["model", "boot", "block", "bundle", "sys"]),
     ("provision", &["model", "config", "block", "engine", "sys"]),
-    ("init", &["model", "config", "block", "engine", "sys"]),
+    ("init", &["model", "config", "block", "boot", "engine", "sys"]),
     (
         "cmd",
         &[

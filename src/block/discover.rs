@@ -146,6 +146,15 @@ impl BootedDisk {
         self.slot
     }
 
+    /// The same disk with `slot` as the one that runs, whatever `root=` says: for PID 1, where it chooses.
+    ///
+    /// # Errors
+    /// `Failed` if the disk has no such slot.
+    pub fn running(self, slot: Slot) -> Result<Self> {
+        self.slot_partition(slot)?;
+        Ok(Self { slot, ..self })
+    }
+
     /// The root partition of a slot.
     ///
     /// # Errors

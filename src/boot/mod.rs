@@ -17,6 +17,7 @@
 pub mod conformance;
 pub mod efi;
 pub mod grub;
+pub mod initramfs;
 pub mod resin;
 pub mod sdboot;
 mod store;

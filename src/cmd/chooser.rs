@@ -9,6 +9,7 @@ use crate::boot::efi::{
     EfiBoot, Efivarfs, LoadOption, Template, Volume, Where, template_name as efi_template_name,
 };
 use crate::boot::grub::Grub;
+use crate::boot::initramfs;
 use crate::boot::resin::{Notation, Partitions};
 use crate::boot::sdboot::{SystemdBoot, template_name};
 use crate::boot::tryboot::{self, Tryboot};
@@ -47,6 +48,7 @@ pub fn open(root: &Root, settings: &Boot, disk: &BootedDisk) -> Result<(AnyChoos
         }
         Chooser::UbootText => Box::new(UbootText::new(Directory::new(root.path(BOOT)), partitions)),
         Chooser::SystemdBoot => Box::new(SystemdBoot::new(Directory::new(root.path(ENTRIES)))),
+        Chooser::Initramfs => Box::new(initramfs::open(&root.path(BOOT), partitions)),
         Chooser::Tryboot => {
             let [a, b] = settings.tryboot_partitions;
             let store = Directory::new(root.path(BOOT));
@@ -104,6 +106,7 @@ fn evidence(settings: &Boot, chooser: Chooser) -> PathBuf {
         Chooser::BalenaBootloader => Path::new(BOOT).join("bootenv"),
         Chooser::UbootText => Path::new(BOOT).join(PLAN_FILE),
         Chooser::UbootEnv => "/etc/fw_env.config".into(),
+        Chooser::Initramfs => Path::new(BOOT).join(initramfs::FILE),
         Chooser::Tryboot => Path::new(BOOT).join(tryboot::FILE),
         // Every system that was started by UEFI has the variables, with any bootloader: only these files ask for it.
         Chooser::Efi => Path::new(EFI_TEMPLATES).join(efi_template_name(Slot::A)),
@@ -159,6 +162,7 @@ mod tests {
             ("/mnt/boot/loader/entries/twinhull-a.entry", Chooser::SystemdBoot),
             ("/mnt/boot/autoboot.txt", Chooser::Tryboot),
             ("/mnt/boot/EFI/twinhull/a.entry", Chooser::Efi),
+            ("/mnt/boot/initramfs.env", Chooser::Initramfs),
         ] {
             let firmware = "/sys/firmware/efi/efivars/BootOrder-8be4df61-93ca-11d2-aa0d-00e098032b8c";
             assert_eq!(find_among(&[file, firmware, "/mnt/boot/config.json"]).unwrap(), expected);

@@ -106,6 +106,7 @@ fn place(root: &Root, host: &Host, kind: PayloadKind) -> Option<Place> {
             | Chooser::BalenaBootloader
             | Chooser::UbootText
             | Chooser::UbootEnv
+            | Chooser::Initramfs
             | Chooser::Tryboot => None,
         },
     }

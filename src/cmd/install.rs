@@ -71,7 +71,7 @@ optional service is told. See `twinhull contracts --help`.
 Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a
 release below the floor, a trial under way, a target slot that is mounted, a service that would be stranded, more than
 --max-download, no room for the boot files). With --json: one line per event: {event:
-look|plan|begin|progress|read-back|armed, ..}.
+look|plan|explain|begin|progress|read-back|armed|already-armed, ..}.
 
   twinhull install https://updates.example.com/nuc-2.1.0.bundle
   twinhull install --explain --max-download 100M https://updates.example.com/nuc-2.1.0.bundle
@@ -163,7 +163,11 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
         Done::Armed(armed) => armed,
         Done::Explained => return Ok(0),
         Done::Already => {
-            sys::out::line("this bundle is already installed and armed; reboot to try it");
+            sys::out::line(&if context.json {
+                json!({ "event": "already-armed", "slot": !host.machine.booted }).to_string()
+            } else {
+                "this bundle is already installed and armed; reboot to try it".into()
+            });
             return Ok(0);
         }
     };
@@ -185,9 +189,10 @@ enum Done {
 
 fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: &mut Host) -> Result<Done> {
     if !args.explain {
-        // What an earlier update left is put in order first; a trial under way is refused by `begin`.
+        // What an earlier update left is put in order first.
         host.settle()?;
     }
+    host.machine.check_may_install()?;
     let settings = host.settings.clone();
     let keys = Keys::load(&context.root.path(&settings.bundle.keys), settings.bundle.signatures)?;
     let (slot, device, slot_len_bytes) = host.target()?;
@@ -216,11 +221,12 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     }
     let before = health::before(context, &settings);
     let started = BootClock.since_boot();
-    bar.begin(&release.version, slot);
     let goal = Goal { root: image, sets: sets.images(), hooks: file_sets::hooks(&manifest) };
     let FileSets { disks, sources } = &mut sets;
     let mut disks: Vec<&mut dyn Disk> = disks.iter_mut().map(|d| d as &mut dyn Disk).collect();
-    let armed = Install::begin(&mut host.machine, release, goal)?
+    let begun = Install::begin(&mut host.machine, release, goal)?;
+    bar.begin(&manifest.version, slot);
+    let armed = begun
         .write(&mut disk, &mut disks, |disk, sets| feed.write(disk, sets, sources, &mut bar))
         .doing(|| format!("write slot {slot}"))?
         .read_back(&mut disk, &mut disks, |bytes| bar.read_back(bytes))?

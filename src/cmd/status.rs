@@ -28,8 +28,8 @@ follows from journal and plan, how the last update ended and why, registration, 
 Exit 1 if something that should be there is missing (the text says what, and what to do), 4 if journal and boot plan
 contradict each other, else 0.
 
-With --json: {os: {version, slot}, device: {type, arch, uuid}, boot: {chooser, primary, trial: null | {slot, tries_left}},
-phase, update: {state, hooks: [..], last: null | {result, target, release, reason}}, provision, supervisor,
+With --json, where null stands for what cannot be told: {os: {version, slot}, device: {type, arch, uuid},
+boot: {chooser, primary, trial: null | {slot, tries_left}}, phase, update: {state, hooks: [..], last: null | {result, target, release, reason}}, provision, supervisor,
 config: {last_good_copy, problems: [..], damaged_texts: [..]}, boot_notes: {this_boot: [..], lasting: [..]}, problems: [..]}
 ";
 
@@ -44,7 +44,10 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     if let Some(arg) = parser.next().map_err(crate::cli::usage("status"))? {
         return Err(crate::cli::usage("status")(arg.unexpected()));
     }
-    let mut report = Report { json: serde_json::Map::new(), lines: Vec::new(), problems: Vec::new() };
+    // Nothing is left out that the help lists.
+    let json = ["device", "boot", "phase", "update", "provision", "supervisor", "config"]
+        .map(|key| (key.into(), Value::Null));
+    let mut report = Report { json: json.into_iter().collect(), lines: Vec::new(), problems: Vec::new() };
     let host = Host::open(context);
     report.os(context, host.as_ref().ok());
     report.device(context);
@@ -116,7 +119,10 @@ impl Report {
             found
                 .push(format!("{why}; the last good copy is used, `twinhull config apply` puts it in place"));
         }
-        let kept = damaged_texts(&context.root, path).unwrap_or_default();
+        let kept = damaged_texts(&context.root, path).unwrap_or_else(|e| {
+            self.problem(e.within("config.json"));
+            Vec::new()
+        });
         let kept: Vec<_> = kept.iter().map(|p| p.display().to_string()).collect();
         if !kept.is_empty() {
             let text =
@@ -133,8 +139,13 @@ impl Report {
 
     /// What PID 1 left to be told.
     fn boot_notes(&mut self, context: &Context) {
-        let read = |path: &str| {
-            let text = sys::file::read_text(&context.root.path(path), 64 * 1024).unwrap_or_default();
+        let mut read = |path: &str| {
+            let notes = sys::file::read_if_exists(&context.root.path(path), 64 * 1024);
+            let notes = notes.unwrap_or_else(|e| {
+                self.problem(e.within("boot notes"));
+                None
+            });
+            let text = String::from_utf8_lossy(notes.as_deref().unwrap_or_default());
             text.lines().map(str::to_owned).collect::<Vec<_>>()
         };
         let (now, lasting) = (read(BOOT_NOTES), read(LASTING_NOTES));

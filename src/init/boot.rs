@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::doctor::{Health, Role};
 use super::notes::Notes;
-use super::{data, failure, find, mounts, persist, reset};
+use super::{data, failure, find, mounts, persist, reset, slot};
 use crate::block::{BootedDisk, ROOT_DEVICE_NOTE, label};
 use crate::config::Settings;
 use crate::model::Cmdline;
@@ -32,7 +32,8 @@ fn boot() -> Result<Infallible> {
     sys::switch_root::restart_on_panic(PANIC_S)?;
     let cmdline = Cmdline::parse(&sys::file::read_text(Path::new("/proc/cmdline"), 64 * 1024)?);
 
-    let disk = find_disk(&cmdline)?;
+    let (disk, uncounted) = slot::choose(find_disk(&cmdline)?)?;
+    remember(&disk)?;
     let sysroot = Root::new(SYSROOT);
     sys::switch_root::make_dir(Path::new(SYSROOT))?;
     // Before anything of the disk is mounted; if it cannot be done, the device still works with what it has.
@@ -53,6 +54,7 @@ fn boot() -> Result<Infallible> {
     let health = mounts::ext4(&state, "/mnt/state", Role::State, &cmdline, &sysroot)?;
     failure::state_is_mounted(&sysroot.path("/mnt/state"));
     let mut notes = Notes::default();
+    uncounted.iter().for_each(|problem| notes.problem(problem));
     notes.add(label::STATE, &health);
     mounts::boot(disk.required(label::BOOT)?, &sysroot)?;
     let health = mounts::ext4(&data, "/mnt/data", Role::Data, &cmdline, &sysroot)?;
@@ -92,7 +94,6 @@ fn find_disk(cmdline: &Cmdline) -> Result<BootedDisk> {
     let spec = cmdline.root()?;
     let patience = cmdline.rootwait().unwrap_or(find::PATIENCE);
     let disk = find::wait_for_disk(&Root::default(), &spec, patience, &BootClock)?;
-    failure::slot_is(disk.slot());
     if let Some(state) = disk.partition(label::STATE) {
         failure::state_is_on(&state.device);
     }
@@ -101,13 +102,20 @@ fn find_disk(cmdline: &Cmdline) -> Result<BootedDisk> {
     }
     let partition = disk.slot_partition(disk.slot())?;
     log::info!("root={spec} is {}: slot {}", partition.device.display(), disk.slot());
+    Ok(disk)
+}
+
+/// Keeps which slot this is, for the reason of a failed boot and for the running system.
+fn remember(disk: &BootedDisk) -> Result<()> {
+    failure::slot_is(disk.slot());
+    let partition = disk.slot_partition(disk.slot())?;
     // For the running system: another disk with the same labels may be plugged in later.
     if let Some(name) = partition.device.file_name() {
         let note = Path::new(ROOT_DEVICE_NOTE);
         sys::switch_root::make_dir(note.parent().unwrap_or(note))?;
         sys::switch_root::note(note, &format!("{}\n", name.to_string_lossy()))?;
     }
-    Ok(disk)
+    Ok(())
 }
 
 /// balenaOS shows this directory of the data partition at the root as well, if the image has a place for it.

@@ -1,7 +1,8 @@
 //! PID 1: from a kernel with an initramfs to systemd on the chosen slot.
 //!
 //! The initramfs holds this one program as `/init`, and kernel modules in `/modules` if the kernel needs any to
-//! reach its root. The steps, in order: kernel file systems and log; modules; the disk of `root=`; the last
+//! reach its root. The steps, in order: kernel file systems and log; modules; the disk of `root=`; the slot, where it is
+//! PID 1 that counts boots; the last
 //! partition grown in the table; the root read-only on `/sysroot`; boot, state and data in it, checked and repaired when
 //! they cannot be mounted (`doctor`); a factory reset, if one is asked for; ext4 grown; machine id and what must persist bound over the root; switch root; the next
 //! init.
@@ -23,6 +24,7 @@ mod persist;
 mod preview;
 mod reset;
 mod size;
+mod slot;
 
 pub use boot::run;
 pub use preview::{Preview, preview};

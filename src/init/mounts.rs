@@ -80,10 +80,17 @@ fn root_kinds(asked: Option<&str>, probed: Option<FileSystemKind>) -> Vec<&str> 
 /// # Errors
 /// `Failed`, naming device and directory.
 pub(super) fn boot(partition: &Partition, sysroot: &Root) -> Result<()> {
+    boot_at(partition, &sysroot.path("/mnt/boot"))
+}
+
+/// Mounts the boot partition elsewhere.
+///
+/// # Errors
+/// As [`boot`].
+pub(super) fn boot_at(partition: &Partition, at: &Path) -> Result<()> {
     let flags = NOTHING.union(MountFlags::NOATIME);
     // `flush` starts writing as soon as a file is closed: FAT has no journal, so nothing should wait in memory.
-    sys::mount::mount(&partition.device, &sysroot.path("/mnt/boot"), "vfat", flags, "flush")
-        .doing(|| partition.label.clone())
+    sys::mount::mount(&partition.device, at, "vfat", flags, "flush").doing(|| partition.label.clone())
 }
 
 /// Mounts an ext4 partition at a directory of the root, checked and repaired with the root's own tools as `doctor` says.

@@ -9,6 +9,7 @@ use super::power::Power;
 use super::{efi_model, grub_script, sdboot_model, uboot_script};
 use crate::boot::efi::EfiBoot;
 use crate::boot::grub::{Block, Grub, encode};
+use crate::boot::initramfs;
 use crate::boot::resin::{self, Notation, Partitions};
 use crate::boot::sdboot::{Entry, SystemdBoot, template_name};
 use crate::boot::tryboot::{self, Section, Tryboot};
@@ -168,7 +169,7 @@ impl Loader {
             Self::Initramfs => {
                 let counted = Rc::new(RefCell::new(files.clone()));
                 let store = MemoryStore::new(counted.clone(), Power::default());
-                let slot = UbootEnv::new(store, PARTITIONS).count_boot().unwrap();
+                let (slot, _) = initramfs::choose(&mut UbootEnv::new(store, PARTITIONS), Slot::A);
                 let save = counted
                     .borrow()
                     .iter()

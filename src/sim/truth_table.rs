@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use super::files::MemoryStore;
 use super::loader::Loader;
 use super::{efi_model, uboot_script};
 use crate::boot::Environment;
 use crate::boot::efi::{BOOT_NEXT, BOOT_ORDER, entry_file};
 use crate::boot::grub::{Block, decode, encode};
-use crate::boot::tryboot;
+use crate::boot::resin::Partitions;
+use crate::boot::uboot_env::{self, Copies, UbootEnv};
 use crate::boot::uboot_text::{COUNT_FILE, PLAN_FILE};
+use crate::boot::{initramfs, tryboot};
+use crate::model::Slot;
 
 const README: &str = include_str!("../../boot/README.md");
 
@@ -43,6 +47,30 @@ fn grub() {
             (row[4], row[5]),
             "{row:?}"
         );
+    }
+}
+
+#[test]
+fn initramfs_counter() {
+    for row in rows("## No bootloader that can count") {
+        let values = NAMES.iter().zip(&row).filter(|(_, v)| **v != "absent");
+        let text: String = values.map(|(name, value)| format!("{name}={value}\0")).collect();
+        let mut raw = vec![0; 512];
+        raw[4] = 1;
+        raw[5..5 + text.len()].copy_from_slice(text.as_bytes());
+        let crc = crc32fast::hash(&raw[5..]);
+        raw[..4].copy_from_slice(&crc.to_le_bytes());
+        for otherwise in Slot::ALL {
+            let store = MemoryStore::of(&[("env.0", &raw), ("env.1", &raw)]);
+            let mut counter = UbootEnv::new(store.clone(), Partitions { a: 2, b: 3 });
+            let (slot, problem) = initramfs::choose(&mut counter, otherwise);
+            let saved = Copies::read(&store, 1).unwrap();
+            let saved = uboot_env::decode(&saved, true).unwrap().entries.value("bootcount");
+            let saved = saved.filter(|_| Copies::read(&store, 1).unwrap() != raw);
+            let expected = if row[4] == "root=" { otherwise.to_string() } else { row[4].to_owned() };
+            assert_eq!((slot.to_string(), saved.as_deref().unwrap_or("-")), (expected, row[5]), "{row:?}");
+            assert_eq!(problem.is_some(), row[4] == "root=", "{row:?}");
+        }
     }
 }
 

@@ -99,10 +99,35 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
                 self.end(record, Outcome::Committed, "passed its health checks".into())?;
                 Ok(Next::Nothing)
             }
-            Phase::Inconsistent { what } => Err(Error::inconsistent(format!(
-                "{what}; nothing was touched. A reboot starts the primary slot; if this stays, see the journal and the \
-                 bootloader's environment"
+            Phase::Inconsistent { what } => Err(contradiction(&what)),
+        }
+    }
+
+    /// Sees that an install may begin now. Changes nothing.
+    ///
+    /// # Errors
+    /// `Refused` on a trial (its health decides first), `RebootNeeded` when the running slot is about to be left,
+    /// `Inconsistent` and `Failed` as [`Machine::settle`].
+    pub fn check_may_install(&self) -> Result<()> {
+        match self.observe()?.2 {
+            Phase::Steady
+            | Phase::StrayTrial
+            | Phase::ReadyToReboot
+            | Phase::TryAgain { .. }
+            | Phase::InstallInterrupted
+            | Phase::TrialFailed { .. }
+            | Phase::CommitLanded => Ok(()),
+            Phase::OnTrial { .. } => Err(Error::refused(format!(
+                "slot {} is on trial; wait for its health checks (`twinhull status`), or end it with `twinhull commit` or \
+                 `twinhull rollback`",
+                self.booted
             ))),
+            Phase::Condemned { .. } => {
+                let text =
+                    format!("slot {} lost its trial and is about to be left; reboot first", self.booted);
+                Err(Error::new(crate::Kind::RebootNeeded, text))
+            }
+            Phase::Inconsistent { what } => Err(contradiction(&what)),
         }
     }
 
@@ -227,4 +252,11 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
             State::Idle | State::Installing { .. } => Before::default(),
         })
     }
+}
+
+fn contradiction(what: &str) -> Error {
+    Error::inconsistent(format!(
+        "{what}; nothing was touched. A reboot starts the primary slot; if this stays, see the journal and the \
+         bootloader's environment"
+    ))
 }

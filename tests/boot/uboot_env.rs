@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use twinhull::boot::initramfs;
 use twinhull::boot::resin::{self, Partitions};
 use twinhull::boot::uboot_env::{Place, Places, UbootEnv, parse_config};
 use twinhull::boot::{BootChooser, Environment, Variables};
@@ -80,6 +81,36 @@ fn a_thousand_environments_are_read_and_written_as_the_tools_do() {
         let used = offset..offset + size * if redundant { 2 } else { 1 };
         assert!(around.iter().enumerate().all(|(i, b)| used.contains(&i) || *b == 0xa5), "only the copies");
     }
+}
+
+#[test]
+fn the_counter_of_pid_1_is_made_and_read_by_the_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, config) = (dir.path().join(initramfs::FILE), dir.path().join("fw_env.config"));
+    let (name, config) = (file.display().to_string(), config.to_str().unwrap());
+    std::fs::write(config, format!("{name} 0 0x200\n{name} 0x200 0x200\n")).unwrap();
+    // As boot/README.md has it.
+    let text = dir.path().join("text");
+    std::fs::write(&text, "resin_root_part=2\nupgrade_available=0\nbootcount=0\n").unwrap();
+    run("mkenvimage", &["-r", "-s", "512", "-o", &name, text.to_str().unwrap()]);
+    let copy = std::fs::read(&file).unwrap();
+    std::fs::write(&file, [copy.as_slice(), &copy].concat()).unwrap();
+    let mut counter = initramfs::open(dir.path(), PARTITIONS);
+    assert_eq!(initramfs::choose(&mut counter, Slot::B), (Slot::A, None));
+    // The tool arms, PID 1 counts, the tool sees it.
+    let arm = dir.path().join("arm");
+    std::fs::write(&arm, "resin_root_part=3\nupgrade_available=1\nos_bc_lim=2\n").unwrap();
+    run("fw_setenv", &["-c", config, "-s", arm.to_str().unwrap()]);
+    for (slot, count) in [(Slot::B, "1"), (Slot::B, "2"), (Slot::A, "2")] {
+        assert_eq!(initramfs::choose(&mut counter, Slot::A), (slot, None));
+        assert_eq!(value(&printed(config), "bootcount"), count);
+    }
+    // Damaged altogether, it is what root= says, and the reason names the file.
+    std::fs::write(&file, vec![0xff; 1024]).unwrap();
+    let (slot, problem) = initramfs::choose(&mut counter, Slot::B);
+    assert!(
+        slot == Slot::B && problem.unwrap().to_string().starts_with(&format!("boot plan: {name} at 0x0: "))
+    );
 }
 
 #[test]

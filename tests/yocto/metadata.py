@@ -321,7 +321,8 @@ def check_boot_files(work, checkout):
     pi = 'RPI_USE_U_BOOT = "1"\n'
     for machine, arch, overrides, settings, scheme in (
             ('genericx86-64', 'x86_64', '', '', 'grub'), ('raspberrypi4-64', 'aarch64', 'rpi', pi, 'uboot-text'),
-            ('raspberrypi3', 'arm', 'rpi', pi, ''), ('qemuarm', 'arm', '', 'TWINHULL_BOOTLOADER = "uboot-env"\n', 'uboot-env'), ('qemuarm64', 'aarch64', '', 'TWINHULL_BOOTLOADER = "uboot-text"\n', 'uboot-text')):
+            ('raspberrypi3', 'arm', 'rpi', pi, ''), ('qemuarm', 'arm', '', 'TWINHULL_BOOTLOADER = "uboot-env"\n', 'uboot-env'), ('qemuarm64', 'aarch64', '', 'TWINHULL_BOOTLOADER = "uboot-text"\n', 'uboot-text'),
+            ('qemuarm64', 'aarch64', '', 'TWINHULL_BOOTLOADER = "initramfs"\n', 'initramfs')):
         stage = Stage(checkout, work, 'scarthgap', machine, arch, overrides, settings)
         found = boot_files(stage)
         expected = {'config.json', 'device-type.json'}
@@ -340,6 +341,13 @@ def check_boot_files(work, checkout):
             # A header of 64 bytes, then the length of the one script, then a zero.
             check(found['boot.scr'][72:] == theirs('boot/uboot/boot.cmd'), 'boot.scr does not hold boot/uboot/boot.cmd')
             check(len(found['bootcount.env']) == len(theirs('tests/fixtures/uboot/bootcount.env')), 'bootcount.env: length')
+        if scheme == 'initramfs':
+            expected |= {'initramfs.env'}
+            settled = b'resin_root_part=2\nupgrade_available=0\nbootcount=0\n'
+            copy = subprocess.run(['mkenvimage', '-r', '-s', '512', '-o', '-', '-'], input=settled, check=True, stdout=subprocess.PIPE).stdout
+            check(found['initramfs.env'] == copy * 2, 'initramfs.env differs from what mkenvimage makes')
+            packages = one(stage, 'twinhull-initramfs-image').getVar('PACKAGE_INSTALL').split()
+            check('twinhull-conf' in packages, 'the initramfs lacks the settings: %s' % packages)
         check(set(found) == expected, 'boot files of %s: %s' % (machine, sorted(found)))
         # What the image puts on the boot partition is there.
         d = one(stage, 'twinhull-example-image')

@@ -51,6 +51,7 @@ TWINHULL_BOOT_FILES = "device-type.json config.json"
 TWINHULL_BOOT_FILES:append = "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'grub', ' EFI/BOOT/grub.cfg EFI/BOOT/grubenv EFI/BOOT/grub_extraenv', '', d)}"
 # On a Raspberry Pi boot.scr is meta-raspberrypi's, with the same script (dynamic-layers/raspberrypi).
 TWINHULL_BOOT_FILES:append = "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'uboot-text', ' resinOS_uEnv.txt bootcount.env extra_uEnv.txt', '', d)}"
+TWINHULL_BOOT_FILES:append = "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'initramfs', ' initramfs.env', '', d)}"
 TWINHULL_BOOT_FILES:append = " ${@'boot.scr' if d.getVar('TWINHULL_BOOTLOADER').startswith('uboot') and d.getVar('RPI_USE_U_BOOT') != '1' else ''}"
 IMAGE_BOOT_FILES:append = " ${@' '.join('twinhull-boot/%s;%s' % (f, f) for f in d.getVar('TWINHULL_BOOT_FILES').split())}"
 IMAGE_BOOT_FILES:append = "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'grub', ' grub-efi-${TWINHULL_EFI_IMAGE};EFI/BOOT/${TWINHULL_EFI_IMAGE}', '', d)}"

@@ -1,5 +1,5 @@
 //! U-Boot's own environment, single or redundant, in a file or on a raw partition, where `/etc/fw_env.config` says.
-//! Read and counted by `boot/uboot-env/boot.cmd`. The `initramfs` counter is the same format in a file of its own.
+//! Read and counted by `boot/uboot-env/boot.cmd`. The `initramfs` counter has the same format.
 
 mod chooser;
 mod config;

@@ -38,6 +38,12 @@ def twinhull_grub_block(variables):
         raise ValueError('%d bytes do not fit into the GRUB environment block of 1024' % len(block))
     return block.ljust(1024, '#').encode()
 
+# PID 1's counter, settled on slot A: two copies in U-Boot's format, byte for byte as mkenvimage -r -s 512 makes each.
+def twinhull_initramfs_env():
+    import zlib
+    data = b'resin_root_part=2\0upgrade_available=0\0bootcount=0\0\0'.ljust(507, b'\xff')
+    return (zlib.crc32(data).to_bytes(4, 'little') + b'\1' + data) * 2
+
 # The files of the boot partition, by their path on it.
 def twinhull_boot_files(d):
     import json
@@ -62,6 +68,8 @@ def twinhull_boot_files(d):
         files['resinOS_uEnv.txt'] = b'resin_root_part=2\nupgrade_available=0\nos_bc_lim=99\n'
         files['bootcount.env'] = b'bootcount=0\n\0'
         files['extra_uEnv.txt'] = ('extra_os_cmdline=%s\n' % d.getVar('TWINHULL_CMDLINE')).encode()
+    if d.getVar('TWINHULL_BOOTLOADER') == 'initramfs':
+        files['initramfs.env'] = twinhull_initramfs_env()
     return files
 
 python do_compile() {

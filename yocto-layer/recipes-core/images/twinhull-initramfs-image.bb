@@ -3,7 +3,9 @@ DESCRIPTION = "No shell and no udev; the C library only if the program is not st
 LICENSE = "MIT"
 
 # Modules that the machine's root disk needs are recommended by the machine or added here.
-PACKAGE_INSTALL = "${TWINHULL_PROVIDER}-init ${TWINHULL_INITRAMFS_EXTRA}"
+PACKAGE_INSTALL = "${TWINHULL_PROVIDER}-init ${TWINHULL_INITRAMFS_SETTINGS} ${TWINHULL_INITRAMFS_EXTRA}"
+# Where PID 1 itself picks the slot, it must know before it mounts one.
+TWINHULL_INITRAMFS_SETTINGS = "${@'twinhull-conf' if d.getVar('TWINHULL_BOOTLOADER') == 'initramfs' else ''}"
 TWINHULL_INITRAMFS_EXTRA ?= ""
 TWINHULL_INITRAMFS_EXTRA[doc] = "More packages for the initramfs, for example kernel-module-nvme"
 
@@ -19,5 +21,7 @@ IMAGE_ROOTFS_EXTRA_SPACE = "0"
 NO_RECOMMENDATIONS = "0"
 BAD_RECOMMENDATIONS += "kernel-image"
 PACKAGE_EXCLUDE = "kernel-image-*"
+
+require conf/twinhull_machines.inc
 
 inherit image twinhull-initramfs

@@ -22,6 +22,7 @@ require conf/twinhull_machines.inc
 PACKAGECONFIG ??= "${TWINHULL_BOOTLOADER}"
 PACKAGECONFIG[balena-bootloader] = ",,,"
 PACKAGECONFIG[grub] = ",,,"
+PACKAGECONFIG[initramfs] = ",,,"
 PACKAGECONFIG[uboot-env] = ",,,"
 PACKAGECONFIG[uboot-text] = ",,,"
 
