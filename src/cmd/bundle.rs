@@ -41,9 +41,8 @@ create: makes a bundle of a root image. The same input gives the same bytes (but
   --provides KEY=V     version of os, kernel, l4t or supervisor in it; may be given several times
                        (os is --version if it is not given)
   --level N            zstd level 1 to 22 (default 19)
-  --frame-size KIB     how much is fetched and compressed together, 4 to 4096 KiB (default 64)
-  --prefix-size KIB    how much before a frame helps to compress it, 0 to 8192 KiB (default 1024); the device needs
-                       twice both sizes of memory, and the maker more time
+  --prefix-size KIB    how much before a block helps to compress it, 0 to 8192 KiB (default 4096); the device needs
+                       twice as much memory
   --boot-dir DIR       every file in DIR goes to the boot partition, for the slot that is written: kernel, initramfs, device
                        trees; for devices that boot from there (systemd-boot, EFI)
   --boot-file PATH=FILE  one such file, as dtbs/board.dtb=build/board.dtb; may be given several times
