@@ -91,7 +91,8 @@ fn an_install_that_broke_off_among_the_boot_files_goes_on_there() {
     assert_eq!(outcome(&output).0, 0, "{}", outcome(&output).1);
     assert_installed(&bench);
     let both = gone.sent() + server.sent();
-    assert!(both < len * 105 / 100, "{both} bytes for a bundle of {len}");
+    // What was on the way when it broke off, and the indexes of the files, come twice.
+    assert!(both < len * 110 / 100, "{both} bytes for a bundle of {len}");
 }
 
 #[test]
