@@ -1,6 +1,7 @@
 //! `twinhull commit`
 
 use super::host::Host;
+use super::turn;
 use crate::cli::{Command, Context};
 use crate::{Result, sys};
 
@@ -24,6 +25,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     if let Some(arg) = parser.next().map_err(crate::cli::usage("commit"))? {
         return Err(crate::cli::usage("commit")(arg.unexpected()));
     }
+    let _turn = turn::take(&context.root)?;
     let mut host = Host::open(context)?;
     host.machine.commit()?;
     let slot = host.machine.booted;

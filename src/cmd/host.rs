@@ -37,12 +37,11 @@ impl Host {
     pub fn open(context: &Context) -> Result<Self> {
         let root = &context.root;
         let settings = context.settings()?;
-        let disk = BootedDisk::find(root).doing(|| "disk of the running root")?;
+        let (disk, chooser, kind) = bootloader(root, &settings)?;
         let booted = disk.slot();
-        let (chooser, kind) = super::chooser::open(root, &settings.boot, &disk)?;
         let boot_id =
             BootId(sys::file::read_text(&root.path("/proc/sys/kernel/random/boot_id"), SMALL_FILE_BYTES)?);
-        let journal = FileJournal::open(open_state(root)?)?;
+        let journal = FileJournal::new(open_state(root)?);
         let failure_note = root.path(BOOT_FAILURE);
         let boot_failure = sys::file::read_if_exists(&failure_note, SMALL_FILE_BYTES)?
             .and_then(|raw| BootFailure::parse(&String::from_utf8_lossy(&raw)));
@@ -56,6 +55,7 @@ impl Host {
     /// # Errors
     /// As [`Machine::settle`].
     pub fn settle(&mut self) -> Result<Next> {
+        self.machine.journal.set_damaged_aside()?;
         let next = self.machine.settle()?;
         if next == Next::Nothing && self.machine.boot_failure.take().is_some() {
             sys::durable::remove(&self.failure_note)?;
@@ -72,6 +72,23 @@ impl Host {
         let partition = self.disk.slot_partition(slot)?;
         Ok((slot, partition.device.clone(), partition.len_bytes))
     }
+}
+
+fn bootloader(root: &Root, settings: &Settings) -> Result<(BootedDisk, AnyChooser, Chooser)> {
+    let disk = BootedDisk::find(root).doing(|| "disk of the running root")?;
+    let (chooser, kind) = super::chooser::open(root, &settings.boot, &disk)?;
+    Ok((disk, chooser, kind))
+}
+
+/// Whether the running slot is on trial as far as the bootloader is concerned. Asked when the host cannot be opened: it
+/// needs no journal, and takes the defaults if the settings cannot be read.
+///
+/// # Errors
+/// `Failed` if the boot plan cannot be found or read.
+pub fn runs_on_trial(context: &Context) -> Result<bool> {
+    let settings = context.settings().unwrap_or_default();
+    let (disk, chooser, _) = bootloader(&context.root, &settings)?;
+    Ok(chooser.plan()?.tries(disk.slot()).is_some())
 }
 
 /// The journal's path, if the state partition is really there: a journal on the root would not outlive an update.

@@ -9,13 +9,14 @@ use super::file_sets::{self, FileSets};
 use super::health;
 use super::host::{Host, os_version};
 use super::progress::Bar;
+use super::turn;
 use crate::block::{Disk, FileDisk};
 use crate::bundle::{self, Bundle, Delta, Frames, Keys, Progress, Reach, Source};
 use crate::cli::{Command, Context, usage};
 use crate::model::device::{DeviceType, arch};
 use crate::model::manifest::DeviceFacts;
 use crate::model::record::Release;
-use crate::model::{Manifest, Slot};
+use crate::model::{Manifest, RESET_REQUEST, Slot};
 use crate::sys::clock::{BootClock, Clock};
 use crate::update::{Armed, Goal, Image, Install, Plan, Reuse, use_delta};
 use crate::{Doing, Error, Result, provision, sys};
@@ -141,10 +142,7 @@ fn bytes(text: &OsStr) -> Result<u64> {
 fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let args = Args::parse(parser)?;
     let mut host = Host::open(context)?;
-    let lock = context.root.path("/run/twinhull/install.lock");
-    let Some(_lock) = sys::lock::try_lock(&lock)? else {
-        return Err(Error::refused("another install is under way; wait for it (`twinhull status`)"));
-    };
+    let _turn = turn::take(&context.root)?;
     // The token is for the server of the bundle; where that is a file, for the delta's.
     let server = [Some(&args.bundle), args.delta.as_ref()].into_iter().flatten().find(|a| a.contains("://"));
     let server = server.map_or("", String::as_str);
@@ -168,7 +166,7 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
         }
     };
     if args.reboot {
-        return super::resume::reboot(&mut host, &format!("to try slot {}", armed.slot));
+        return super::resume::reboot(context, &mut host, &format!("to try slot {}", armed.slot));
     }
     if !context.json {
         sys::out::line(&format!("slot {} boots next, {} tries; reboot to try it", armed.slot, armed.tries));
@@ -184,6 +182,11 @@ enum Done {
 }
 
 fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: &mut Host) -> Result<Done> {
+    if context.root.path(RESET_REQUEST).exists() {
+        return Err(Error::refused(
+            "a factory reset is requested for the next boot; reboot first, or take it back with `twinhull reset --cancel`",
+        ));
+    }
     if !args.explain {
         // What an earlier update left is put in order first.
         host.settle()?;

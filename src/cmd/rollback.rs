@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::host::Host;
+use super::turn;
 use crate::cli::{Command, Context, usage};
 use crate::model::Slot;
 use crate::update::Next;
@@ -44,6 +45,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
             _ => return Err(usage("rollback")(arg.unexpected())),
         }
     }
+    let _turn = turn::take(&context.root)?;
     let mut host = Host::open(context)?;
     match host.machine.condemn(&reason)? {
         Next::Reboot { why } => {
@@ -52,7 +54,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
                 tell(booted, true);
             }
             if may_reboot {
-                return super::resume::reboot(&mut host, &why);
+                return super::resume::reboot(context, &mut host, &why);
             }
             if !context.json {
                 sys::out::line(&format!("reboot to go {why}"));

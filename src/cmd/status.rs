@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::host::{Host, os_version};
+use super::turn;
 use crate::cli::{Command, Context};
 use crate::config::{ConfigJson, Origin, damaged_texts, keys};
 use crate::model::phase::Phase;
@@ -54,7 +55,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     report.config(context);
     report.boot_notes(context);
     match &host {
-        Ok(host) => report.update(host),
+        Ok(host) => report.update(host, turn::is_taken(&context.root)),
         Err(e) => report.problem(e.clone()),
     }
     report.services(context);
@@ -160,7 +161,8 @@ impl Report {
         now.into_iter().for_each(|text| self.problem(Error::failed(text)));
     }
 
-    fn update(&mut self, host: &Host) {
+    fn update(&mut self, host: &Host, under_way: bool) {
+        self.journal(host);
         let (record, plan, phase) = match host.machine.observe() {
             Ok(seen) => seen,
             Err(e) => return self.problem(e),
@@ -169,7 +171,11 @@ impl Report {
             format!(", slot {} on trial with {} of its tries left", t.slot, t.tries_left)
         });
         self.lines.push(format!("Boot plan   {}: primary slot {}{trial}", host.chooser, plan.primary));
-        self.lines.push(format!("Phase       {}", explain(&phase)));
+        // The disk alone cannot tell an install that was cut short from one that goes on.
+        let installing = under_way && phase == Phase::InstallInterrupted;
+        let name = if installing { "installing" } else { phase.name() };
+        let meaning = if installing { "an install is under way".to_owned() } else { explain(&phase) };
+        self.lines.push(format!("Phase       {name}: {meaning}"));
         if let Some(last) = &record.last {
             self.lines.push(format!("Last update {}", describe(last)));
         }
@@ -188,10 +194,28 @@ impl Report {
         }
         let boot = json!({ "chooser": host.chooser.name(), "primary": plan.primary, "trial": plan.trial });
         self.json.insert("boot".into(), boot);
-        self.json.insert("phase".into(), json!(phase.name()));
+        self.json.insert("phase".into(), json!(name));
         self.json.insert("update".into(), json!({ "state": state, "hooks": hooks, "last": record.last }));
         if let Phase::Inconsistent { what } = phase {
             self.problem(Error::inconsistent(what));
+        }
+    }
+
+    /// A journal that makes no sense, now or once.
+    fn journal(&mut self, host: &Host) {
+        let journal = &host.machine.journal;
+        match journal.damage() {
+            Ok(None) => {}
+            Ok(Some(what)) => self.problem(Error::failed(format!(
+                "journal {what}; it counts as none, and `twinhull resume` keeps it aside"
+            ))),
+            Err(e) => self.problem(e),
+        }
+        let aside = journal.aside();
+        if aside.exists() {
+            let text =
+                format!("damaged once, what it held is in {}; look at it, then remove it", aside.display());
+            self.lines.push(format!("Journal     {text}"));
         }
     }
 
@@ -219,7 +243,7 @@ impl Report {
 }
 
 fn explain(phase: &Phase) -> String {
-    let meaning = match phase {
+    match phase {
         Phase::Steady => "no update is under way".to_owned(),
         Phase::InstallInterrupted => "an install was cut short; install again".to_owned(),
         Phase::StrayTrial => {
@@ -236,10 +260,13 @@ fn explain(phase: &Phase) -> String {
             format!("the new system runs on trial; health checks decide ({tries_left} more tries)")
         }
         Phase::Condemned { why } => format!("this system is about to be left: {why}"),
+        Phase::UnknownTrial => {
+            "this system runs on trial, but the journal does not know of it; `twinhull resume` leaves it"
+                .to_owned()
+        }
         Phase::CommitLanded => "committed; the journal follows with `twinhull resume`".to_owned(),
         Phase::Inconsistent { what } => what.clone(),
-    };
-    format!("{}: {meaning}", phase.name())
+    }
 }
 
 fn describe(last: &Ended) -> String {

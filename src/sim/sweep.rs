@@ -29,6 +29,10 @@ fn promises(behaviour: Behaviour, cuts: &[Interruption], end: &End, world: &Worl
             end.last
         ));
     }
+    if behaviour == Behaviour::LosesState {
+        // What was recorded before is lost with the partition.
+        return if committed { Err("committed by a journal that knew nothing of it".into()) } else { Ok(()) };
+    }
     if end.armed && end.last.is_none() {
         return Err("an update that was armed left no outcome".into());
     }
@@ -91,7 +95,9 @@ fn depth(loader: Loader) -> usize {
 fn sweep_all(behaviour: Behaviour) {
     for loader in Loader::ALL {
         // Installing over what is armed makes stories half as long again: one interruption less is enough there.
-        let depth = depth(loader);
+        // What a lost or full state partition adds is seen with two.
+        let rare = matches!(behaviour, Behaviour::FillsState | Behaviour::LosesState);
+        let depth = if rare { 2 } else { depth(loader) };
         let played = sweep(loader, behaviour, false, &mut Vec::new(), depth)
             + sweep(loader, behaviour, true, &mut Vec::new(), depth - 1);
         // Shown with --nocapture; a sweep that plays hardly anything proves nothing.
@@ -116,11 +122,18 @@ fn every_triple_interruption_of_a_panicking_update() {
 }
 
 #[test]
+fn every_double_interruption_of_an_update_that_fills_or_loses_the_state_partition() {
+    sweep_all(Behaviour::FillsState);
+    sweep_all(Behaviour::LosesState);
+}
+
+#[test]
 fn undisturbed_stories_end_as_they_should() {
     for (behaviour, booted, outcome) in [
         (Behaviour::Good, Slot::B, Outcome::Committed),
         (Behaviour::Unhealthy, Slot::A, Outcome::RolledBack),
         (Behaviour::Panics, Slot::A, Outcome::RolledBack),
+        (Behaviour::FillsState, Slot::A, Outcome::RolledBack),
     ] {
         for loader in Loader::ALL {
             let end = World::new(loader, behaviour, false).play(&[]).unwrap();

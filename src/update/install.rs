@@ -76,12 +76,11 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
     pub fn begin(machine: &'m mut Machine<C, J>, release: Release, goal: Goal) -> Result<Self> {
         machine.check_may_install()?;
         machine.settle()?;
-        let (record, plan, _) = machine.observe()?;
+        let (Record { last, .. }, plan, _) = machine.observe()?;
         if plan != BootPlan::settled(machine.booted) {
             machine.chooser.disarm(machine.booted)?;
         }
         let target = !machine.booted;
-        let last = record.last;
         machine
             .journal
             .store(&Record { state: State::Installing { target, release: release.clone() }, last })?;

@@ -95,6 +95,9 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
                 self.chooser.disarm(!self.booted)?;
                 Ok(Next::Reboot { why: format!("back to slot {}: {why}", !self.booted) })
             }
+            Phase::UnknownTrial => Ok(Next::Reboot {
+                why: format!("slot {} runs on trial, but the journal does not know of it", self.booted),
+            }),
             Phase::CommitLanded => {
                 self.end(record, Outcome::Committed, "passed its health checks".into())?;
                 Ok(Next::Nothing)
@@ -122,7 +125,7 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
                  `twinhull rollback`",
                 self.booted
             ))),
-            Phase::Condemned { .. } => {
+            Phase::Condemned { .. } | Phase::UnknownTrial => {
                 let text =
                     format!("slot {} lost its trial and is about to be left; reboot first", self.booted);
                 Err(Error::new(crate::Kind::RebootNeeded, text))
@@ -150,6 +153,7 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
             | Phase::TryAgain { .. }
             | Phase::TrialFailed { .. }
             | Phase::Condemned { .. }
+            | Phase::UnknownTrial
             | Phase::Inconsistent { .. } => Err(Error::refused(format!(
                 "slot {} is not on trial: the phase is {}",
                 self.booted,
@@ -247,7 +251,6 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
 
 fn contradiction(what: &str) -> Error {
     Error::inconsistent(format!(
-        "{what}; nothing was touched. A reboot starts the primary slot; if this stays, see the journal and the \
-         bootloader's environment"
+        "{what}; nothing was touched. Reboot; if this stays, see the journal and the bootloader's environment"
     ))
 }
