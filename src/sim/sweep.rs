@@ -19,6 +19,9 @@ fn promises(behaviour: Behaviour, cuts: &[Interruption], end: &End, world: &Worl
     if committed != (end.booted == Slot::B) {
         return Err(format!("slot {} runs, the journal says {:?}", end.booted, end.last));
     }
+    if end.release_floor != if committed { 2 } else { 0 } {
+        return Err(format!("the floor is {}, the journal says {:?}", end.release_floor, end.last));
+    }
     if committed && behaviour != Behaviour::Good {
         return Err("a bad system was committed".into());
     }
@@ -137,7 +140,9 @@ fn undisturbed_stories_end_as_they_should() {
     ] {
         for loader in Loader::ALL {
             let end = World::new(loader, behaviour, false).play(&[]).unwrap();
-            assert_eq!(end, End { booted, last: Some(outcome), armed: true, interrupted: 0 }, "{loader:?}");
+            let (last, release_floor) = (Some(outcome), if booted == Slot::B { 2 } else { 0 });
+            let expected = End { booted, last, release_floor, armed: true, interrupted: 0 };
+            assert_eq!(end, expected, "{loader:?}");
         }
     }
 }
