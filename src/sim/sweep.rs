@@ -95,14 +95,17 @@ fn depth(loader: Loader) -> usize {
 fn sweep_all(behaviour: Behaviour) {
     for loader in Loader::ALL {
         // Installing over what is armed makes stories half as long again: one interruption less is enough there.
-        // What a lost or full state partition adds is seen with two.
-        let rare = matches!(behaviour, Behaviour::FillsState | Behaviour::LosesState);
-        let depth = if rare { 2 } else { depth(loader) };
+        let depth = match behaviour {
+            Behaviour::Good | Behaviour::Unhealthy | Behaviour::Panics => depth(loader),
+            Behaviour::FillsState => 2,
+            // A device that forgot the update installs it again, which makes stories long.
+            Behaviour::LosesState => 1,
+        };
         let played = sweep(loader, behaviour, false, &mut Vec::new(), depth)
             + sweep(loader, behaviour, true, &mut Vec::new(), depth - 1);
         // Shown with --nocapture; a sweep that plays hardly anything proves nothing.
         crate::sys::out::line(&format!("sim: {loader:?}, {behaviour:?}: {played} stories"));
-        assert!(played > [0, 0, 200, 3_000][depth], "{loader:?}: {played} stories");
+        assert!(played > [0, 20, 200, 3_000][depth], "{loader:?}: {played} stories");
     }
 }
 
@@ -122,7 +125,7 @@ fn every_triple_interruption_of_a_panicking_update() {
 }
 
 #[test]
-fn every_double_interruption_of_an_update_that_fills_or_loses_the_state_partition() {
+fn interruptions_of_an_update_that_fills_or_loses_the_state_partition() {
     sweep_all(Behaviour::FillsState);
     sweep_all(Behaviour::LosesState);
 }
