@@ -19,6 +19,9 @@ fn promises(behaviour: Behaviour, cuts: &[Interruption], end: &End, world: &Worl
     if committed != (end.booted == Slot::B) {
         return Err(format!("slot {} runs, the journal says {:?}", end.booted, end.last));
     }
+    if end.release_floor != if committed { 2 } else { 0 } {
+        return Err(format!("the floor is {}, the journal says {:?}", end.release_floor, end.last));
+    }
     if committed && behaviour != Behaviour::Good {
         return Err("a bad system was committed".into());
     }
@@ -125,6 +128,18 @@ fn every_triple_interruption_of_a_panicking_update() {
 }
 
 #[test]
+fn boot_files_that_are_not_on_the_medium_are_never_armed() {
+    for loader in Loader::ALL.into_iter().filter(|l| l.has_boot_files()) {
+        let mut world = World::new(loader, Behaviour::Good, false);
+        world.wear_boot_partition_out();
+        let e = world.play(&[]).unwrap_err();
+        assert!(e.starts_with("read back files: the medium holds "), "{loader:?}: {e}");
+        let (plan, state) = world.at_rest(Slot::A).unwrap();
+        assert_eq!((plan, state), (BootPlan::settled(Slot::A), State::Idle), "{loader:?}");
+    }
+}
+
+#[test]
 fn interruptions_of_an_update_that_fills_or_loses_the_state_partition() {
     sweep_all(Behaviour::FillsState);
     sweep_all(Behaviour::LosesState);
@@ -140,7 +155,9 @@ fn undisturbed_stories_end_as_they_should() {
     ] {
         for loader in Loader::ALL {
             let end = World::new(loader, behaviour, false).play(&[]).unwrap();
-            assert_eq!(end, End { booted, last: Some(outcome), armed: true, interrupted: 0 }, "{loader:?}");
+            let (last, release_floor) = (Some(outcome), if booted == Slot::B { 2 } else { 0 });
+            let expected = End { booted, last, release_floor, armed: true, interrupted: 0 };
+            assert_eq!(end, expected, "{loader:?}");
         }
     }
 }

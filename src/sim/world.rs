@@ -5,9 +5,11 @@ use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
 
+use super::boot_set;
 use super::files::{Files, MemoryStore};
 use super::loader::Loader;
 use super::power::{How, Interruption, Power};
+use super::tree::{MemoryTree, TreeMedia};
 use crate::block::Disk;
 use crate::boot::BootChooser;
 use crate::model::record::{Before, Outcome, Record, Release, State};
@@ -42,6 +44,7 @@ fn release(version: u8) -> Release {
     Release {
         version: semver::Version::new(version.into(), 0, 0).to_string().parse().unwrap(),
         manifest: Digest([version; 32]),
+        counter: version.into(),
     }
 }
 
@@ -145,6 +148,8 @@ pub struct End {
     pub booted: Slot,
     /// What the journal says of the update.
     pub last: Option<Outcome>,
+    /// The floor of the release counter, which is each version's number here.
+    pub release_floor: u64,
     /// Whether the update was ever armed.
     pub armed: bool,
     /// Interruptions that happened.
@@ -157,6 +162,8 @@ pub struct World {
     tryboot: bool,
     loader: Loader,
     files: Files,
+    /// Boot files, if the bootloader reads any.
+    boot_files: Rc<RefCell<TreeMedia>>,
     media: Shared,
     power: Power,
     behaviour: Behaviour,
@@ -189,6 +196,7 @@ impl World {
             tryboot: false,
             loader,
             files: Rc::new(RefCell::new(loader.seed())),
+            boot_files: Rc::new(RefCell::new(boot_set::seed())),
             media: Rc::new(RefCell::new(Media::new())),
             power: Power::default(),
             behaviour,
@@ -242,8 +250,9 @@ impl World {
             }
         };
         self.power.set(None);
-        let last = self.machine(booted).journal.load().map_err(|e| e.to_string())?.last.map(|l| l.result);
-        Ok(End { booted, last, armed: self.armed, interrupted })
+        let record = self.machine(booted).journal.load().map_err(|e| e.to_string())?;
+        let (last, release_floor) = (record.last.map(|l| l.result), record.release_floor);
+        Ok(End { booted, last, release_floor, armed: self.armed, interrupted })
     }
 
     fn after_interruption<'i>(
@@ -255,6 +264,7 @@ impl World {
         let pattern = self.power.steps().wrapping_mul(2_654_435_761) >> 7;
         if how == How::Cut {
             self.media.borrow_mut().land(|i| pattern >> (i % 16) & 1 == 1);
+            self.boot_files.borrow_mut().land(|i| pattern >> (i % 16) & 1 == 1);
         }
         let next = left.next();
         self.power.set(next.map(|i| i.after_steps));
@@ -294,13 +304,15 @@ impl World {
         let known = [(1, Behaviour::Good), (2, self.behaviour), (3, Behaviour::Good)];
         match known.into_iter().find(|(v, b)| content == image_of(*v, *b)) {
             None => Err(Stop::Violation(format!("slot {} was booted and is not whole", choice.slot))),
-            Some((_, Behaviour::Panics)) => Ok(None),
-            Some((_, Behaviour::LosesState)) => {
-                self.media.borrow_mut().journal = None;
-                Ok(Some(choice.slot))
-            }
-            Some((_, Behaviour::Good | Behaviour::Unhealthy | Behaviour::FillsState)) => {
-                Ok(Some(choice.slot))
+            Some((version, behaviour)) => {
+                if self.loader.has_boot_files() {
+                    boot_set::check(&self.boot_files.borrow(), choice.slot, version)
+                        .map_err(Stop::Violation)?;
+                }
+                if behaviour == Behaviour::LosesState {
+                    self.media.borrow_mut().journal = None;
+                }
+                Ok((behaviour != Behaviour::Panics).then_some(choice.slot))
             }
         }
     }
@@ -376,18 +388,31 @@ impl World {
     ) -> Result<()> {
         let content = image_of(version, behaviour);
         let root = Image { len_bytes: content.len() as u64, digest: Digest(Sha256::digest(&content).into()) };
-        let goal = Goal { root, sets: Vec::new(), hooks: Vec::new() };
+        let has_boot_files = self.loader.has_boot_files();
+        let sets = has_boot_files.then(|| boot_set::image(version)).into_iter().collect();
+        let goal = Goal { root, sets, hooks: Vec::new() };
+        let tree = MemoryTree { media: self.boot_files.clone(), power: self.power.clone() };
+        let mut set = boot_set::set(tree, machine.target(), version);
+        let mut sets: Vec<&mut dyn Disk> = Vec::new();
+        if has_boot_files {
+            sets.push(&mut set);
+        }
         let booted = machine.booted;
-        let mut disk = SlotDisk { media: self.media.clone(), power: self.power.clone(), slot: !booted };
+        let mut disk =
+            SlotDisk { media: self.media.clone(), power: self.power.clone(), slot: machine.target() };
         self.tried = false;
         self.writing = false;
         let begun = Install::begin(&mut machine, release(version), goal)?;
         self.writing = true;
         let armed = begun
-            .write(&mut disk, &mut [], |disk, _| {
-                content.chunks(BLOCK).enumerate().try_for_each(|(i, b)| disk.write_at((i * BLOCK) as u64, b))
+            .write(&mut disk, &mut sets, |disk, sets| {
+                content
+                    .chunks(BLOCK)
+                    .enumerate()
+                    .try_for_each(|(i, b)| disk.write_at((i * BLOCK) as u64, b))?;
+                sets.iter_mut().try_for_each(|set| boot_set::feed(*set, version))
             })?
-            .read_back(&mut disk, &mut [], |_| ())?
+            .read_back(&mut disk, &mut sets, |_| ())?
             .arm(TRIES, Before::default());
         // A chooser may have something to tidy up after its commit point: cut there, the trial is armed all the same.
         if armed.is_ok() || self.machine(booted).chooser.plan()?.trial.is_some() {
@@ -399,8 +424,12 @@ impl World {
 
     /// After the story, with the power on: version 3 installs and is committed, from wherever the device stands.
     pub fn second_install(&mut self, booted: Slot) -> std::result::Result<(), String> {
-        let machine = self.machine(booted);
-        self.install(machine, 3, Behaviour::Good).map_err(|e| format!("second install: {e}"))?;
+        let floor = |world: &Self| world.machine(booted).release_floor().map_err(|e| e.to_string());
+        let before = floor(self)?;
+        self.install(self.machine(booted), 3, Behaviour::Good).map_err(|e| format!("second install: {e}"))?;
+        if floor(self)? != before {
+            return Err(format!("second install: the floor was {before} and is {}", floor(self)?));
+        }
         let argument = self.machine(booted).chooser.before_reboot().map_err(|e| e.to_string())?;
         self.tryboot = argument.is_some();
         let mut nobody = 0;
@@ -413,11 +442,17 @@ impl World {
         while self.process(now, &mut nobody).map_err(|_| "second install: interrupted")? {}
         let (record, plan, _) = self.machine(now).observe().map_err(|e| e.to_string())?;
         let committed = matches!(&record.last, Some(l) if l.result == Outcome::Committed);
-        if record.state == State::Idle && committed && plan == BootPlan::settled(now) {
+        let raised = record.release_floor == 3;
+        if record.state == State::Idle && committed && raised && plan == BootPlan::settled(now) {
             Ok(())
         } else {
             Err(format!("second install: {record:?} {plan:?}"))
         }
+    }
+
+    /// From now on the boot partition holds other bytes than were written.
+    pub fn wear_boot_partition_out(&self) {
+        self.boot_files.borrow_mut().worn = true;
     }
 
     /// The plan, the journal's state, for the promises at the end.
