@@ -88,13 +88,12 @@ fn on_trial(context: &Context, host: &mut Host, tries_left: u8) -> Result<u8> {
 
 /// Reboots in order.
 pub(super) fn reboot(host: &mut Host, why: &str) -> Result<u8> {
-    use crate::boot::BootChooser;
     log::warn!("rebooting: {why}");
     // Without it the primary slot boots, which is as safe: the reboot must not wait for it.
-    let argument = host.machine.chooser.before_reboot().unwrap_or_else(|e| {
+    let argument = host.end_boot(true).unwrap_or_else(|e| {
         log::warn!("{e}; this reboot is no try of the armed system");
         None
     });
-    sys::power::reboot(argument.and_then(|a| a.to_str().ok()))?;
+    sys::power::reboot(argument)?;
     Ok(0)
 }

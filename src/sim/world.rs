@@ -11,7 +11,7 @@ use super::power::{How, Interruption, Power};
 use crate::block::Disk;
 use crate::boot::BootChooser;
 use crate::model::record::{Before, Outcome, Record, Release, State};
-use crate::model::{BootId, BootPlan, Digest, Slot};
+use crate::model::{BootId, BootPlan, Digest, Evidence, Slot};
 use crate::update::{Goal, Image, Install, JournalStore, Machine, Next};
 use crate::{Kind, Result};
 
@@ -137,16 +137,22 @@ pub struct End {
     pub booted: Slot,
     /// What the journal says of the update.
     pub last: Option<Outcome>,
+    /// And why it ended so.
+    pub reason: String,
     /// Whether the update was ever armed.
     pub armed: bool,
     /// Interruptions that happened.
     pub interrupted: usize,
+    /// Those of them that were no orderly reboots.
+    pub failures: usize,
 }
 
 /// The device and the update that somebody installs on it.
 pub struct World {
     /// The last orderly reboot carried `0 tryboot`.
     tryboot: bool,
+    /// What the boots before this one have left behind: pstore keeps it until it is read.
+    evidence: Evidence,
     loader: Loader,
     files: Files,
     media: Shared,
@@ -179,6 +185,7 @@ impl World {
     pub fn new(loader: Loader, behaviour: Behaviour, impatient: bool) -> Self {
         Self {
             tryboot: false,
+            evidence: Evidence::default(),
             loader,
             files: Rc::new(RefCell::new(loader.seed())),
             media: Rc::new(RefCell::new(Media::new())),
@@ -200,7 +207,7 @@ impl World {
         let mut left = interruptions.iter();
         let mut next = left.next();
         self.power.set(next.map(|i| i.after_steps));
-        let mut interrupted = 0;
+        let (mut interrupted, mut failures) = (0, 0);
         let mut installs_left = INSTALLS;
         let booted = 'power_on: loop {
             if self.boots > 60 {
@@ -210,7 +217,7 @@ impl World {
                 Ok(Some(booted)) => booted,
                 Ok(None) => continue,
                 Err(Stop::Interrupted) => {
-                    interrupted += 1;
+                    (interrupted, failures) = (interrupted + 1, failures + 1);
                     next = self.after_interruption(How::Cut, &mut left);
                     continue;
                 }
@@ -225,17 +232,30 @@ impl World {
                     Err(Stop::Interrupted) => {
                         interrupted += 1;
                         let how = next.map_or(How::Cut, |i| i.how);
+                        failures += usize::from(how != How::Reboot);
                         next = self.after_interruption(how, &mut left);
-                        if how == How::Cut {
-                            continue 'power_on;
+                        match how {
+                            How::Cut => continue 'power_on,
+                            How::Kill => {}
+                            How::Reboot => match self.reboot(booted) {
+                                Ok(()) => continue 'power_on,
+                                Err(Stop::Violation(what)) => return Err(what),
+                                Err(Stop::Interrupted) => {
+                                    (interrupted, failures) = (interrupted + 1, failures + 1);
+                                    next = self.after_interruption(How::Cut, &mut left);
+                                    continue 'power_on;
+                                }
+                            },
                         }
                     }
                 }
             }
         };
         self.power.set(None);
-        let last = self.machine(booted).journal.load().map_err(|e| e.to_string())?.last.map(|l| l.result);
-        Ok(End { booted, last, armed: self.armed, interrupted })
+        let last = self.machine(booted).journal.load().map_err(|e| e.to_string())?.last;
+        let reason = last.as_ref().map(|l| l.reason.clone()).unwrap_or_default();
+        let last = last.map(|l| l.result);
+        Ok(End { booted, last, reason, armed: self.armed, interrupted, failures })
     }
 
     fn after_interruption<'i>(
@@ -245,8 +265,10 @@ impl World {
     ) -> Option<&'i Interruption> {
         // A cut loses some of the drive's cache: which part depends on when.
         let pattern = self.power.steps().wrapping_mul(2_654_435_761) >> 7;
-        if how == How::Cut {
-            self.media.borrow_mut().land(|i| pattern >> (i % 16) & 1 == 1);
+        match how {
+            How::Cut => self.media.borrow_mut().land(|i| pattern >> (i % 16) & 1 == 1),
+            How::Kill => {}
+            How::Reboot => self.media.borrow_mut().land(|_| true),
         }
         let next = left.next();
         self.power.set(next.map(|i| i.after_steps));
@@ -280,7 +302,10 @@ impl World {
         let known = [(1, Behaviour::Good), (2, self.behaviour), (3, Behaviour::Good)];
         match known.into_iter().find(|(v, b)| content == image_of(*v, *b)) {
             None => Err(Stop::Violation(format!("slot {} was booted and is not whole", choice.slot))),
-            Some((_, Behaviour::Panics)) => Ok(None),
+            Some((_, Behaviour::Panics)) => {
+                self.evidence.panic = Some("not syncing: no working init found".into());
+                Ok(None)
+            }
             Some((_, Behaviour::Good | Behaviour::Unhealthy)) => Ok(Some(choice.slot)),
         }
     }
@@ -291,12 +316,20 @@ impl World {
         booted: Slot,
         installs_left: &mut u8,
     ) -> std::result::Result<bool, Stop> {
+        self.machine(booted).begin_boot(&self.evidence).map_err(stop)?;
+        self.evidence = Evidence::default();
         let reboot = self.process(booted, installs_left)?;
         if reboot {
-            let argument = self.machine(booted).chooser.before_reboot().map_err(stop)?;
-            self.tryboot = argument.is_some();
+            self.reboot(booted)?;
         }
         Ok(reboot)
+    }
+
+    /// An orderly reboot, whoever asks for it.
+    fn reboot(&mut self, booted: Slot) -> std::result::Result<(), Stop> {
+        let argument = self.machine(booted).end_boot(true).map_err(stop)?;
+        self.tryboot = argument.is_some();
+        Ok(())
     }
 
     /// One process of twinhull: settles, checks health, and installs if somebody still wants to. `true`: reboot.
@@ -370,6 +403,30 @@ impl World {
             self.writing = false;
         }
         armed.map(drop)
+    }
+
+    /// The new system does nothing but reboot in order, and nobody installs again. How many boots of it that makes.
+    pub fn reboot_each_boot_of_the_trial(&mut self) -> std::result::Result<u32, String> {
+        let Ok(Some(old)) = self.boot() else { return Err("does not start".into()) };
+        let machine = self.machine(old);
+        self.install(machine, 2, Behaviour::Good).map_err(|e| e.to_string())?;
+        let told = |stop| match stop {
+            Stop::Interrupted => "interrupted".to_owned(),
+            Stop::Violation(what) => what,
+        };
+        self.reboot(old).map_err(told)?;
+        for tries in 0..100 {
+            let booted = self.boot().map_err(told)?.ok_or("panicked")?;
+            self.machine(booted).begin_boot(&self.evidence).map_err(|e| e.to_string())?;
+            if booted == old {
+                // A one-shot may have to be asked again.
+                if !self.process(booted, &mut 0).map_err(told)? {
+                    return Ok(tries);
+                }
+            }
+            self.reboot(booted).map_err(told)?;
+        }
+        Err("goes on for ever".into())
     }
 
     /// After the story, with the power on: version 3 installs and is committed, from wherever the device stands.
