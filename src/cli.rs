@@ -103,12 +103,14 @@ fn split_globals(args: Vec<OsString>) -> Result<(Context, Vec<OsString>, Wants)>
     let mut wants = Wants::Run;
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
-        let mut value = |name: &str| {
-            args.next().ok_or_else(|| Error::usage(format!("{name} needs a value; see `twinhull --help`")))
+        // `--name value` or `--name=value`. An empty one is a script's unset variable, not the directory where we are.
+        let mut value = |name: &str, given: Option<&str>| {
+            let value = given.map(OsString::from).or_else(|| args.next()).filter(|value| !value.is_empty());
+            value.ok_or_else(|| Error::usage(format!("{name} needs a value; see `twinhull --help`")))
         };
         match arg.to_str() {
-            Some("--root") => context.root = Root::new(value("--root")?),
-            Some("--config") => context.config = Some(value("--config")?.into()),
+            Some("--root") => context.root = Root::new(value("--root", None)?),
+            Some("--config") => context.config = Some(value("--config", None)?.into()),
             Some("--json") => context.json = true,
             Some("-v" | "--verbose") => context.verbosity = context.verbosity.saturating_add(1),
             Some("-vv") => context.verbosity = 2,
@@ -122,9 +124,11 @@ fn split_globals(args: Vec<OsString>) -> Result<(Context, Vec<OsString>, Wants)>
                 rest.push(arg);
                 rest.extend(args.by_ref());
             }
-            Some(s) if s.starts_with("--root=") => context.root = Root::new(s.trim_start_matches("--root=")),
+            Some(s) if s.starts_with("--root=") => {
+                context.root = Root::new(value("--root", s.strip_prefix("--root="))?);
+            }
             Some(s) if s.starts_with("--config=") => {
-                context.config = Some(s.trim_start_matches("--config=").into());
+                context.config = Some(value("--config", s.strip_prefix("--config="))?.into());
             }
             _ => rest.push(arg),
         }
@@ -166,8 +170,10 @@ mod tests {
 
     #[test]
     fn an_option_without_its_value_is_a_usage_error() {
-        let e = split_globals(vec!["status".into(), "--root".into()]).unwrap_err();
-        assert_eq!(e.kind(), Kind::Usage);
+        for wrong in [&["--root"] as &[_], &["--root="], &["--root", ""], &["--config="]] {
+            let args = ["status"].iter().chain(wrong).map(OsString::from).collect();
+            assert_eq!(split_globals(args).unwrap_err().kind(), Kind::Usage, "{wrong:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One error type: a kind, which sets the exit code, and a chain of what was being done.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 /// What a failure means for the caller; each kind has its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +100,10 @@ impl fmt::Display for Error {
             if i > 0 {
                 f.write_str(": ")?;
             }
-            f.write_str(part)?;
+            // A name may hold anything; a terminal must not obey it, and a message stays one line.
+            for c in part.chars() {
+                if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) }?;
+            }
         }
         Ok(())
     }
@@ -144,6 +147,8 @@ mod tests {
     fn prints_outermost_first_on_one_line() {
         let e = Error::failed("No space left on device").within("write slot B").within("install os.bundle");
         assert_eq!(e.to_string(), "install os.bundle: write slot B: No space left on device");
+        let e = Error::failed("é").within("a\nb \u{1b}[31m");
+        assert_eq!(e.to_string(), "a\\nb \\u{1b}[31m: é");
     }
 
     #[test]

@@ -219,6 +219,8 @@ fn a_bad_bundle_after_a_good_one_leaves_nothing_armed_that_is_not_whole() {
     // The same bundle again: armed already.
     let again = device.twinhull(&["install", path.to_str().unwrap()]);
     assert!(String::from_utf8_lossy(&again.stdout).contains("already installed"), "{again:?}");
+    let again = device.twinhull(&["install", "--json", path.to_str().unwrap()]);
+    assert_eq!(json(&again), serde_json::json!({ "event": "already-armed", "slot": "B" }));
     // Another one that breaks off half way: what was armed is overwritten, so nothing may stay armed.
     let other = bundle(bench.dir.path(), "other", &pattern(2 << 20, 7), "3.0.0", "intel-nuc", &bench.key);
     let bytes = fs::read(&other).unwrap();
@@ -227,9 +229,58 @@ fn a_bad_bundle_after_a_good_one_leaves_nothing_armed_that_is_not_whole() {
     assert_refused(&device, &output, &slot_a, 1, "other.bundle");
 }
 
+fn json(output: &std::process::Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
+}
+
+#[test]
+fn a_trial_is_decided_before_anything_is_installed() {
+    let bench = Bench::new();
+    let (_, path) = bench.good("good");
+    let file = path.to_str().unwrap();
+    let on_trial = || {
+        let device = bench.device();
+        assert_eq!(outcome(&device.twinhull(&["install", file])).0, 0);
+        device.write("proc/cmdline", "BOOT_IMAGE=/boot/vmlinuz root=PARTLABEL=resin-rootB ro\n");
+        device.write("proc/sys/kernel/random/boot_id", "66666666-2222-3333-4444-555555555555\n");
+        run("grub-editenv", &[device.grubenv().to_str().unwrap(), "set", "bootcount=1"]);
+        assert_eq!(device.status()["phase"], "on-trial");
+        device
+    };
+    let device = on_trial();
+    let before = device.slots();
+    // The same answer whether it would be done or only told, and before anything is told of an install.
+    for more in [None, Some("--explain")] {
+        let args: Vec<_> = ["install", file].into_iter().chain(more).collect();
+        let (code, text) = outcome(&device.twinhull(&args));
+        assert_eq!((code, text.lines().count()), (3, 1), "{text}");
+        assert!(text.contains("slot B is on trial"), "{text}");
+    }
+    assert!(device.slots() == before, "a slot was written");
+    assert_eq!(json(&device.twinhull(&["commit", "--json"])), serde_json::json!({ "committed": "B" }));
+    let device = on_trial();
+    let left = device.twinhull(&["rollback", "--no-reboot", "--json"]);
+    assert_eq!(left.status.code(), Some(5));
+    let told = serde_json::json!({ "called_off": "B", "primary": "A", "reboot_needed": true });
+    assert_eq!(json(&left), told);
+    // Before the reboot there is nothing to leave.
+    let device = bench.device();
+    assert_eq!(outcome(&device.twinhull(&["install", file])).0, 0);
+    let told = serde_json::json!({ "called_off": "B", "primary": "A", "reboot_needed": false });
+    assert_eq!(json(&device.twinhull(&["rollback", "--json"])), told);
+}
+
 #[test]
 fn status_on_a_bare_machine_says_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
+    let notes = dir.path().join("run/twinhull/boot-notes");
+    fs::create_dir_all(&notes).unwrap();
+    let output = twinhull(&["--root", dir.path().to_str().unwrap(), "status", "--json"]);
+    let status = json(&output);
+    for part in ["boot", "phase", "update", "config"] {
+        assert_eq!(status.get(part), Some(&serde_json::Value::Null), "{part}: {status}");
+    }
+    assert!(status["problems"].to_string().contains("boot notes: read "), "{status}");
     let output = twinhull(&["--root", dir.path().to_str().unwrap(), "status"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");

@@ -1,96 +1,179 @@
-//! `twinhull boot` on a device in a directory that runs a trial: what a boot that ends in order costs, and what is kept of one
-//! that does not.
+//! A new system on trial, in a directory: however it fails, it is left; and only one procedure runs at a time.
 // Tests may panic and start programs.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, clippy::cast_possible_truncation)]
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
 
-#[allow(dead_code)] // No bundle is made here.
 mod support;
-use support::{Device, run};
+use support::{Device, KeyPair, outcome, pattern, run, twinhull};
 
-/// Slot A runs on trial, for the second of its three boots; slot B is the primary.
-fn on_trial() -> Device {
-    let device = Device::new(&[]);
-    let env = device.grubenv();
-    let set = ["set", "resin_root_part=2", "upgrade_available=1", "bootcount=2", "os_bc_lim=3"];
-    run("grub-editenv", &[&[env.to_str().unwrap()], &set[..]].concat());
-    let journal =
-        include_str!("fixtures/journal/0.1-trial.json").replacen("\"target\": \"B\"", "\"target\": \"A\"", 1);
-    device.write("mnt/state/twinhull/journal.json", &journal);
-    device
+/// A device with a signed bundle for it, and a `systemctl` that only writes down what it was asked.
+struct Bench {
+    dir: tempfile::TempDir,
+    device: Device,
+    bundle: PathBuf,
 }
 
-fn count(device: &Device) -> String {
-    let list = run("grub-editenv", &[device.grubenv().to_str().unwrap(), "list"]);
-    list.lines().find_map(|l| l.strip_prefix("bootcount=")).unwrap().to_owned()
-}
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let key = KeyPair::new(dir.path(), "fleet");
+        let device = Device::new(&[&key]);
+        let [raw, bundle, bin] = ["image", "2.bundle", "systemctl"].map(|name| dir.path().join(name));
+        fs::write(&raw, pattern(1 << 20, 7)).unwrap();
+        let args = ["bundle", "create", "--version", "2.0.0", "--compatible", "intel-nuc", "--arch", "amd64"];
+        let files = [("--image", &raw), ("--key", &key.secret), ("-o", &bundle)];
+        let files = files.iter().flat_map(|(option, path)| [*option, path.to_str().unwrap()]);
+        assert!(twinhull(&args.into_iter().chain(files).collect::<Vec<_>>()).status.success());
+        fs::write(&bin, format!("#!/bin/sh\necho \"$@\" >> {}\n", dir.path().join("asked").display()))
+            .unwrap();
+        fs::set_permissions(&bin, fs::Permissions::from_mode(0o755)).unwrap();
+        // The deadline is over as soon as the machine is up, and the one check never passes.
+        device.write("etc/twinhull/test.toml", "[health]\ndeadline_s = 1\nsettle_s = 0\n");
+        device.write("usr/lib/twinhull/health.d/10-bad", "#!/bin/sh\necho no good\nexit 1\n");
+        let check = device.path("usr/lib/twinhull/health.d/10-bad");
+        fs::set_permissions(check, fs::Permissions::from_mode(0o755)).unwrap();
+        Self { dir, device, bundle }
+    }
 
-fn boot(device: &Device, verb: &str, boot_id: &str) {
-    device.write("proc/sys/kernel/random/boot_id", boot_id);
-    let output = device.twinhull(&["boot", verb]);
-    assert!(output.status.success(), "{output:?}");
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_twinhull"));
+        let path = format!("{}:{}", self.dir.path().display(), std::env::var("PATH").unwrap());
+        command.args(["--root", self.device.path("").to_str().unwrap()]).args(args).env("PATH", path);
+        command
+    }
+
+    fn twinhull(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Installs, and is then in the first boot of the new system.
+    fn boot_trial(&self) {
+        let installed = self.twinhull(&["install", self.bundle.to_str().unwrap()]);
+        assert!(installed.status.success(), "{}", outcome(&installed).1);
+        self.device.write("proc/cmdline", "BOOT_IMAGE=/boot/vmlinuz root=PARTLABEL=resin-rootB ro\n");
+        self.device.write("proc/sys/kernel/random/boot_id", "22222222-2222-3333-4444-555555555555\n");
+        self.set_env("bootcount=1");
+        assert_eq!(self.device.status()["phase"], "on-trial");
+    }
+
+    fn set_env(&self, what: &str) {
+        run("grub-editenv", &[self.device.grubenv().to_str().unwrap(), "set", what]);
+    }
+
+    /// What systemctl was asked since the last time.
+    fn asked(&self) -> String {
+        let file = self.dir.path().join("asked");
+        let asked = fs::read_to_string(&file).unwrap_or_default();
+        if file.exists() {
+            fs::remove_file(file).unwrap();
+        }
+        asked
+    }
 }
 
 #[test]
-fn a_boot_that_ends_in_order_gives_its_try_back_once() {
-    let device = on_trial();
-    for _ in 0..2 {
-        boot(&device, "begin", "second");
-    }
-    for _ in 0..2 {
-        boot(&device, "end", "second");
-        assert_eq!(count(&device), "1");
-    }
-    // The next boot finds nothing to explain.
-    fs::remove_file(device.path("run/twinhull/boot-ended")).unwrap();
-    boot(&device, "begin", "third");
-    assert!(device.status()["update"]["failure"].is_null());
+fn an_unhealthy_trial_goes_back_with_its_reason() {
+    let bench = Bench::new();
+    let [old, _] = bench.device.slots();
+    bench.boot_trial();
+    assert_eq!(outcome(&bench.twinhull(&["resume"])).0, 0);
+    assert_eq!(bench.asked(), "reboot\n");
+    assert!(bench.device.slots()[0] == old);
+    let status = bench.device.status();
+    assert_eq!(status["phase"], "condemned");
+    assert_eq!(status["boot"]["trial"], serde_json::Value::Null);
+    assert_eq!(status["boot"]["primary"], "A");
 }
 
 #[test]
-fn the_reason_of_a_boot_that_did_not_end_in_order_is_kept_until_the_rollback() {
-    let device = on_trial();
-    boot(&device, "begin", "second");
-    assert!(device.status()["update"]["failure"].is_null());
-    boot(&device, "begin", "third");
-    let power = "power was lost, or somebody reset the machine";
-    assert_eq!(device.status()["update"]["failure"], power);
-    let log = "Panic#1 Part1\n<0>[    4.2] Kernel panic - not syncing: sysrq triggered crash\n<4>[    4.2] CPU: 0\n";
-    device.write("sys/fs/pstore/dmesg-efi-170000000001001", log);
-    boot(&device, "begin", "fourth");
-    let panic = "kernel panic: not syncing: sysrq triggered crash";
-    assert_eq!(device.status()["update"]["failure"], panic);
-    // Back on slot B, with the tries used up.
-    let env = device.grubenv();
-    run("grub-editenv", &[env.to_str().unwrap(), "set", "bootcount=3"]);
-    device.write("proc/cmdline", "root=PARTLABEL=resin-rootB ro\n");
-    boot(&device, "begin", "fifth");
-    assert!(device.twinhull(&["resume"]).status.success());
-    let last = device.status()["update"]["last"].clone();
+fn a_verdict_that_cannot_be_written_still_ends_in_a_reboot_that_the_bootloader_counts() {
+    let bench = Bench::new();
+    bench.boot_trial();
+    // As on a state partition that is full or read-only: no journal can be written.
+    let blocked = bench.device.path("mnt/state/twinhull/journal.json.new");
+    fs::create_dir_all(&blocked).unwrap();
+    let output = bench.twinhull(&["resume"]);
+    assert_eq!(outcome(&output).0, 0);
+    assert!(outcome(&output).1.contains("journal.json"), "{}", outcome(&output).1);
+    assert_eq!(bench.asked(), "reboot\n");
+    assert_eq!(bench.device.status()["boot"]["trial"]["tries_left"], 2);
+    // After the last try, the old system says why.
+    bench.set_env("bootcount=3");
+    bench.device.write("proc/cmdline", "BOOT_IMAGE=/boot/vmlinuz root=PARTLABEL=resin-rootA ro\n");
+    fs::remove_dir(&blocked).unwrap();
+    assert_eq!(outcome(&bench.twinhull(&["resume"])).0, 0);
+    let last = bench.device.status()["update"]["last"].clone();
     assert_eq!(last["result"], "rolled-back");
-    // The boot that was open at the end left nothing: power. A later boot does not tell the old panic again.
-    assert_eq!(last["reason"], format!("slot A used up its tries; its last boot failed: {power}"));
+    assert!(last["reason"].as_str().unwrap().contains("used up its tries"), "{last}");
+    assert_eq!(bench.asked(), "");
 }
 
 #[test]
-fn a_hang_is_told_by_the_watchdog() {
-    let device = on_trial();
-    boot(&device, "begin", "second");
-    device.write("sys/class/watchdog/watchdog0/bootstatus", "32\n");
-    boot(&device, "begin", "third");
-    assert_eq!(device.status()["update"]["failure"], "it hung and the watchdog reset the machine");
-    let text = String::from_utf8(device.twinhull(&["status"]).stdout).unwrap();
-    assert!(text.contains("Trial       an earlier boot of it failed: it hung"), "{text}");
-}
-
-#[test]
-fn without_an_update_nothing_is_written() {
-    let device = Device::new(&[]);
-    let before = fs::read(device.grubenv()).unwrap();
-    for verb in ["begin", "end"] {
-        boot(&device, verb, "second");
+fn a_trial_whose_journal_is_lost_or_damaged_is_left() {
+    for journal in [None, Some("{\"format\":1"), Some("{\"format\":9,\"state\":\"idle\"}")] {
+        let bench = Bench::new();
+        bench.boot_trial();
+        let file = bench.device.path("mnt/state/twinhull/journal.json");
+        fs::remove_file(&file).unwrap();
+        if let Some(text) = journal {
+            fs::write(&file, text).unwrap();
+            let seen = bench.twinhull(&["status"]);
+            assert!(String::from_utf8_lossy(&seen.stdout).contains("Problem     journal "), "{seen:?}");
+            assert_eq!(fs::read_to_string(&file).unwrap(), text, "status writes nothing");
+        }
+        assert_eq!(bench.device.status()["phase"], "unknown-trial");
+        assert_eq!(outcome(&bench.twinhull(&["resume"])).0, 0);
+        assert_eq!(bench.asked(), "reboot\n");
     }
-    assert_eq!(fs::read(device.grubenv()).unwrap(), before);
-    assert!(!device.path("mnt/state/twinhull/journal.json").exists());
+}
+
+#[test]
+fn without_a_trial_an_error_is_no_reason_to_reboot() {
+    let bench = Bench::new();
+    bench.device.write("etc/twinhull/other.toml", "[boot]\nno_such_key = 1\n");
+    let output = bench.twinhull(&["resume"]);
+    assert_eq!(outcome(&output).0, 1);
+    assert!(outcome(&output).1.contains("no_such_key"), "{}", outcome(&output).1);
+    assert_eq!(bench.asked(), "");
+}
+
+#[test]
+fn while_an_install_goes_on_it_is_told_and_nothing_else_begins() {
+    let bench = Bench::new();
+    let mut install =
+        bench.command(&["install", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let bytes = fs::read(&bench.bundle).unwrap();
+    let mut pipe = install.stdin.take().unwrap();
+    pipe.write_all(&bytes[..bytes.len() / 2]).unwrap();
+    pipe.flush().unwrap();
+    while bench.device.status()["phase"] != "installing" {
+        assert!(install.try_wait().unwrap().is_none());
+    }
+    for args in [&["reset", "data", "--yes"][..], &["commit"], &["rollback"], &["install", "-"]] {
+        let (code, text) = outcome(&bench.twinhull(args));
+        assert!(code == 3 && text.contains("an install is under way"), "{args:?}: {code}: {text}");
+    }
+    let resume = bench.command(&["resume"]).stderr(Stdio::piped()).spawn().unwrap();
+    pipe.write_all(&bytes[bytes.len() / 2..]).unwrap();
+    drop(pipe);
+    let installed = install.wait_with_output().unwrap();
+    assert!(installed.status.success(), "{}", outcome(&installed).1);
+    // It waited for its turn, and found the new system armed.
+    assert_eq!(outcome(&resume.wait_with_output().unwrap()).0, 0);
+    assert_eq!(bench.device.status()["phase"], "ready-to-reboot");
+    assert_eq!(bench.asked(), "");
+}
+
+#[test]
+fn no_install_while_a_factory_reset_is_requested() {
+    let bench = Bench::new();
+    assert!(bench.twinhull(&["reset", "data", "--yes"]).status.success());
+    let (code, text) = outcome(&bench.twinhull(&["install", bench.bundle.to_str().unwrap()]));
+    assert!(code == 3 && text.contains("reset --cancel"), "{code}: {text}");
+    assert_eq!(bench.device.status()["phase"], "steady");
 }

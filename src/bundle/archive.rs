@@ -118,7 +118,8 @@ impl<R: Read> Reader<R> {
         self.skip_padding()?;
         let first = self.block()?;
         if first == [0; UNIT_LEN] {
-            return self.end().map(|()| None);
+            // Before the first member it is the end of nothing: not a bundle, whatever follows.
+            return if self.name.is_empty() { Ok(None) } else { self.end().map(|()| None) };
         }
         let member = self.member(&first)?;
         self.left = member.size;
@@ -204,7 +205,10 @@ impl<R: Read> Reader<R> {
         }
         match self.some(&mut [0])? {
             0 => Ok(()),
-            _ => Err(Error::failed(format!("bytes follow after the end (byte {})", self.position - 1))),
+            _ => Err(Error::failed(format!(
+                "bytes follow after the end (byte {}): something was appended; get the bundle again",
+                self.position - 1
+            ))),
         }
     }
 

@@ -78,7 +78,7 @@ impl Keys {
     pub fn load(dir: &Path, required: usize) -> Result<Self> {
         let required = required.max(1);
         let mut keys: Vec<Key> = Vec::new();
-        for path in sys::file::list(dir)?.iter().filter(|p| p.extension().is_some_and(|e| e == "pub")) {
+        for path in sys::file::fragments(dir, "pub")?.iter() {
             let text = sys::file::read_text(path, SIGNATURE_LIMIT_BYTES)?;
             let key = Key::parse(&text).doing(|| format!("key {}", path.display()))?;
             if !keys.iter().any(|k| k.point == key.point) {
@@ -152,7 +152,11 @@ fn misfit(id: KeyId, e: &minisign_verify::Error) -> Error {
 
 impl Key {
     fn parse(text: &str) -> Result<Self> {
-        let wrong = || Error::failed("not a minisign public key (two lines: comment, base64)");
+        let wrong = || {
+            Error::failed(
+                "not a minisign public key (two lines: comment, base64); copy the file again that `minisign -G` made",
+            )
+        };
         let line = text.lines().nth(1).ok_or_else(wrong)?;
         let key = minisign_verify::PublicKey::decode(text).map_err(|_| wrong())?;
         let bytes = STANDARD.decode(line).map_err(|_| wrong())?;
@@ -263,8 +267,17 @@ mod tests {
     fn a_missing_directory_and_a_bad_key_are_named() {
         let e = Keys::load(Path::new("/nonexistent/keys.d"), 1).unwrap_err().to_string();
         assert!(e.contains("/nonexistent/keys.d: 0 found"), "{e}");
-        let dir = dir(&[("bad.pub", "x\ny\n")]);
-        assert!(Keys::load(dir.path(), 1).unwrap_err().to_string().contains("bad.pub: not a minisign"));
+        let dir = dir(&[("a.pub", PUBLIC), (".hidden.pub", "x\ny\n")]);
+        assert_eq!(Keys::load(dir.path(), 1).unwrap().keys.len(), 1);
+        let bad = dir.path().join("bad.pub");
+        sys::durable::replace(&bad, b"x\ny\n", 0o644).unwrap();
+        let e = Keys::load(dir.path(), 1).unwrap_err().to_string();
+        assert!(e.contains("bad.pub: not a minisign") && e.contains("; copy the file again"), "{e}");
+        sys::durable::remove(&bad).unwrap();
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        mknodat(CWD, &bad, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let e = Keys::load(dir.path(), 1).unwrap_err().to_string();
+        assert!(e.ends_with("bad.pub: not a file; take it away from there"), "{e}");
     }
 
     #[test]

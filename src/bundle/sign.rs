@@ -43,7 +43,7 @@ impl Signer {
         let bytes = text.lines().nth(1).and_then(|line| STANDARD.decode(line).ok()).unwrap_or_default();
         if bytes.len() != SECRET_LEN {
             return Err(
-                Error::failed("not a minisign secret key (two lines: comment, base64)").within(doing())
+                Error::failed("not a minisign secret key (two lines: comment, base64); give the one that `minisign -G` made").within(doing())
             );
         }
         let boxed = minisign::SecretKeyBox::from_string(&text).map_err(said)?;

@@ -40,10 +40,11 @@ pub struct Reach {
 /// Opens `what`: a file, `-` for standard input, or an `http://` or `https://` address.
 ///
 /// # Errors
-/// `Failed`, naming the file or address and what to do, if it is a directory, empty, missing, refused, or cannot
+/// `Usage` for no name at all; `Failed`, naming the file or address and what to do, if it is a directory, empty, missing, refused, or cannot
 /// be reached.
 pub fn open(what: &str, reach: &Reach) -> Result<Source> {
     match what {
+        "" => Err(Error::usage("the name of the bundle is empty; give a FILE, an http(s):// URL, or -")),
         "-" => Ok(Source::stream(Box::new(io::stdin()), "standard input".into())),
         url if is_url(url) => {
             let name = without_secrets(url);
@@ -129,12 +130,15 @@ impl Read for Source {
 
 fn file(path: &Path) -> Result<Source> {
     let name = path.display().to_string();
-    if !path.exists() {
-        return Err(Error::failed("no such file; give a FILE, an http(s):// URL, or - for standard input")
+    let facts = match path.metadata() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::failed(
+                "no such file; give a FILE, an http(s):// URL, or - for standard input",
+            )
             .within(name));
-    }
-    let file = sys::file::open_read(path)?;
-    let facts = file.metadata().doing(|| name.clone())?;
+        }
+        found => found.doing(|| name.clone())?,
+    };
     let wrong = |text: &str| Err(Error::failed(text).within(name.clone()));
     if facts.is_dir() {
         return wrong("is a directory; give the bundle file in it");
@@ -142,6 +146,7 @@ fn file(path: &Path) -> Result<Source> {
     if facts.is_file() && facts.len() == 0 {
         return wrong("is empty; see that the bundle was written or fetched to its end");
     }
+    let file = sys::file::open_read(path)?;
     // A block device may be longer than what was written to it, and a pipe has no length.
     if !facts.is_file() {
         return Ok(Source::stream(Box::new(file), name));

@@ -2,6 +2,7 @@
 
 use super::evidence;
 use super::host::Host;
+use super::turn;
 use crate::cli::{Command, Context, usage};
 use crate::{Error, Result, sys};
 
@@ -40,12 +41,14 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     }
     match verb.as_deref() {
         Some("begin") => {
+            let _turn = turn::wait(&context.root)?;
             let mut host = Host::open(context)?;
             host.machine.begin_boot(&evidence::gather(&context.root)?)?;
             evidence::remember(&context.root)?;
         }
         Some("end") => {
             let reboots = sys::power::reboot_is_under_way();
+            let _turn = turn::wait(&context.root)?;
             if let Some(argument) = Host::open(context)?.end_boot(reboots)? {
                 sys::power::set_reboot_argument(argument)?;
             }

@@ -70,6 +70,8 @@ verify: checks signatures, indexes, every block, the whole images, each file and
   --keys DIR           directory of minisign public keys, *.pub
   --signatures N       how many different keys must have signed (default 1)
 
+With --json, sign tells {bundle, signed_by: [..]}, keygen {public, secret}.
+
 Examples:
   twinhull bundle keygen --public fleet.pub --secret fleet.key
   twinhull bundle create --image root.ext4 --version 2.1.0 --compatible intel-nuc --key fleet.key -o os-2.1.0.bundle
@@ -91,11 +93,11 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
         #[cfg(feature = "build-host")]
         "create" => make::create(parser, context),
         #[cfg(feature = "build-host")]
-        "sign" => make::sign(parser),
+        "sign" => make::sign(parser, context),
         #[cfg(feature = "build-host")]
         "delta" => make::delta(parser, context),
         #[cfg(feature = "build-host")]
-        "keygen" => make::keygen(parser),
+        "keygen" => make::keygen(parser, context),
         #[cfg(not(feature = "build-host"))]
         "create" | "sign" | "delta" | "keygen" => Err(Error::usage(format!(
             "bundle {word}: this twinhull was built without the feature build-host"

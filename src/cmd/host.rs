@@ -1,6 +1,6 @@
 //! The device as the commands see it: settings, disk, journal and boot chooser put together.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::block::BootedDisk;
 use crate::boot::BootChooser;
@@ -40,12 +40,11 @@ impl Host {
     pub fn open(context: &Context) -> Result<Self> {
         let root = &context.root;
         let settings = context.settings()?;
-        let disk = BootedDisk::find(root).doing(|| "disk of the running root")?;
+        let (disk, chooser, kind) = bootloader(root, &settings)?;
         let booted = disk.slot();
-        let (chooser, kind) = super::chooser::open(root, &settings.boot, &disk)?;
         let boot_id =
             BootId(sys::file::read_text(&root.path("/proc/sys/kernel/random/boot_id"), SMALL_FILE_BYTES)?);
-        let journal = FileJournal::open(open_state(root)?)?;
+        let journal = FileJournal::new(open_state(root)?);
         let failure_note = root.path(BOOT_FAILURE);
         let boot_failure = sys::file::read_if_exists(&failure_note, SMALL_FILE_BYTES)?
             .and_then(|raw| BootFailure::parse(&String::from_utf8_lossy(&raw)));
@@ -59,6 +58,7 @@ impl Host {
     /// # Errors
     /// As [`Machine::settle`].
     pub fn settle(&mut self) -> Result<Next> {
+        self.machine.journal.set_damaged_aside()?;
         let next = self.machine.settle()?;
         if next == Next::Nothing && self.machine.boot_failure.take().is_some() {
             sys::durable::remove(&self.failure_note)?;
@@ -75,9 +75,7 @@ impl Host {
         if self.boot_ended.exists() {
             return Ok(None);
         }
-        // In memory: it lasts as long as this boot.
-        sys::durable::create_dir(sys::durable::parent(&self.boot_ended)?)?;
-        sys::durable::replace(&self.boot_ended, b"", 0o644)?;
+        mark_ended(&self.boot_ended)?;
         Ok(self.machine.end_boot(reboots)?.and_then(|argument| argument.to_str().ok()))
     }
 
@@ -90,6 +88,37 @@ impl Host {
         let partition = self.disk.slot_partition(slot)?;
         Ok((slot, partition.device.clone(), partition.len_bytes))
     }
+}
+
+/// From now on nothing gives the try of this boot back: it counts.
+///
+/// # Errors
+/// `Failed`, naming the file.
+pub fn count_boot(root: &Root) -> Result<()> {
+    mark_ended(&root.path(BOOT_ENDED))
+}
+
+fn mark_ended(note: &Path) -> Result<()> {
+    // In memory: it lasts as long as this boot.
+    sys::durable::create_dir(sys::durable::parent(note)?)?;
+    sys::durable::replace(note, b"", 0o644)
+}
+
+fn bootloader(root: &Root, settings: &Settings) -> Result<(BootedDisk, AnyChooser, Chooser)> {
+    let disk = BootedDisk::find(root).doing(|| "disk of the running root")?;
+    let (chooser, kind) = super::chooser::open(root, &settings.boot, &disk)?;
+    Ok((disk, chooser, kind))
+}
+
+/// Whether the running slot is on trial as far as the bootloader is concerned. Asked when the host cannot be opened: it
+/// needs no journal, and takes the defaults if the settings cannot be read.
+///
+/// # Errors
+/// `Failed` if the boot plan cannot be found or read.
+pub fn runs_on_trial(context: &Context) -> Result<bool> {
+    let settings = context.settings().unwrap_or_default();
+    let (disk, chooser, _) = bootloader(&context.root, &settings)?;
+    Ok(chooser.plan()?.tries(disk.slot()).is_some())
 }
 
 /// The journal's path, if the state partition is really there: a journal on the root would not outlive an update.

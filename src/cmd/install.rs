@@ -9,13 +9,14 @@ use super::file_sets::{self, FileSets};
 use super::health;
 use super::host::{Host, os_version};
 use super::progress::Bar;
+use super::turn;
 use crate::block::{Disk, FileDisk};
 use crate::bundle::{self, Bundle, Delta, Frames, Keys, Progress, Reach, Source};
 use crate::cli::{Command, Context, usage};
 use crate::model::device::{DeviceType, arch};
 use crate::model::manifest::DeviceFacts;
 use crate::model::record::Release;
-use crate::model::{Manifest, Slot};
+use crate::model::{Manifest, RESET_REQUEST, Slot};
 use crate::sys::clock::{BootClock, Clock};
 use crate::update::{Armed, Goal, Image, Install, Plan, Reuse, use_delta};
 use crate::{Doing, Error, Result, provision, sys};
@@ -67,7 +68,7 @@ optional service is told. See `twinhull contracts --help`.
 
 Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a trial
 under way, a target slot that is mounted, a service that would be stranded, more than --max-download, no room for the
-boot files). With --json: one line per event: {event: look|plan|begin|progress|read-back|armed, ..}.
+boot files). With --json: one line per event: {event: look|plan|explain|begin|progress|read-back|armed|already-armed, ..}.
 
   twinhull install https://updates.example.com/nuc-2.1.0.bundle
   twinhull install --explain --max-download 100M https://updates.example.com/nuc-2.1.0.bundle
@@ -141,10 +142,7 @@ fn bytes(text: &OsStr) -> Result<u64> {
 fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let args = Args::parse(parser)?;
     let mut host = Host::open(context)?;
-    let lock = context.root.path("/run/twinhull/install.lock");
-    let Some(_lock) = sys::lock::try_lock(&lock)? else {
-        return Err(Error::refused("another install is under way; wait for it (`twinhull status`)"));
-    };
+    let _turn = turn::take(&context.root)?;
     // The token is for the server of the bundle; where that is a file, for the delta's.
     let server = [Some(&args.bundle), args.delta.as_ref()].into_iter().flatten().find(|a| a.contains("://"));
     let server = server.map_or("", String::as_str);
@@ -159,12 +157,16 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
         Done::Armed(armed) => armed,
         Done::Explained => return Ok(0),
         Done::Already => {
-            sys::out::line("this bundle is already installed and armed; reboot to try it");
+            sys::out::line(&if context.json {
+                json!({ "event": "already-armed", "slot": !host.machine.booted }).to_string()
+            } else {
+                "this bundle is already installed and armed; reboot to try it".into()
+            });
             return Ok(0);
         }
     };
     if args.reboot {
-        return super::resume::reboot(&mut host, &format!("to try slot {}", armed.slot));
+        return super::resume::reboot(context, &mut host, &format!("to try slot {}", armed.slot));
     }
     if !context.json {
         sys::out::line(&format!("slot {} boots next, {} tries; reboot to try it", armed.slot, armed.tries));
@@ -180,10 +182,16 @@ enum Done {
 }
 
 fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: &mut Host) -> Result<Done> {
+    if context.root.path(RESET_REQUEST).exists() {
+        return Err(Error::refused(
+            "a factory reset is requested for the next boot; reboot first, or take it back with `twinhull reset --cancel`",
+        ));
+    }
     if !args.explain {
-        // What an earlier update left is put in order first; a trial under way is refused by `begin`.
+        // What an earlier update left is put in order first.
         host.settle()?;
     }
+    host.machine.check_may_install()?;
     let settings = host.settings.clone();
     let keys = Keys::load(&context.root.path(&settings.bundle.keys), settings.bundle.signatures)?;
     let (slot, device, slot_len_bytes) = host.target()?;
@@ -208,11 +216,12 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     }
     let before = health::before(context, &settings);
     let started = BootClock.since_boot();
-    bar.begin(&release.version, slot);
     let goal = Goal { root: image, sets: sets.images(), hooks: file_sets::hooks(&manifest) };
     let FileSets { disks, sources } = &mut sets;
     let mut disks: Vec<&mut dyn Disk> = disks.iter_mut().map(|d| d as &mut dyn Disk).collect();
-    let armed = Install::begin(&mut host.machine, release, goal)?
+    let begun = Install::begin(&mut host.machine, release, goal)?;
+    bar.begin(&manifest.version, slot);
+    let armed = begun
         .write(&mut disk, &mut disks, |disk, sets| feed.write(disk, sets, sources, &mut bar))
         .doing(|| format!("write slot {slot}"))?
         .read_back(&mut disk, &mut disks, |bytes| bar.read_back(bytes))?

@@ -23,6 +23,7 @@ mod rollback;
 mod status;
 mod stranded;
 mod supervisor;
+mod turn;
 mod version;
 
 use crate::cli::Command;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::host::Host;
+use super::turn;
 use crate::cli::{Command, Context, usage};
 use crate::model::phase::Phase;
 use crate::model::reset::is_inside;
@@ -72,6 +73,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
                     "reset: nothing is requested yet; add --yes to empty this at the next boot",
                 ));
             }
+            let _turn = turn::take(&context.root).doing(|| "reset")?;
             no_update_is_under_way(context)?;
             sys::durable::create_dir(sys::durable::parent(&path)?)?;
             sys::durable::replace(&path, request.to_text().as_bytes(), 0o600).doing(|| "reset")?;

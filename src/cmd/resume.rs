@@ -1,12 +1,17 @@
 //! `twinhull resume`
 
-use super::host::Host;
-use super::{health, hooks};
+use std::time::Duration;
+
+use super::host::{Host, count_boot, runs_on_trial};
+use super::{health, hooks, turn};
 use crate::cli::{Command, Context};
-use crate::sys::clock::BootClock;
+use crate::sys::clock::{BootClock, Clock};
 use crate::update::Next;
 use crate::update::health::{Verdict, watch};
-use crate::{Result, sys};
+use crate::{Error, Result, sys};
+
+/// Between two attempts to decide a trial.
+const PAUSE: Duration = Duration::from_secs(10);
 
 pub(super) const COMMAND: Command = Command {
     name: "resume",
@@ -25,13 +30,55 @@ put in order. On a trial it repeats the health checks until all have passed for 
 came with the bundle, each with its deadline, and commits; if the checks do not pass before health.deadline_s after boot, or a
 hook fails, it records why, calls the trial off and reboots into the old system.
 
-May be repeated at any time. Exit 0 done, 4 if journal and boot plan contradict each other (nothing is touched then).
+A trial never stays undecided: if it cannot be judged, or the verdict cannot be written (a full or read-only state partition,
+settings that cannot be read), this tries again until the deadline, then reboots, and the bootloader counts.
+
+May be repeated at any time; waits for an install that is under way. Exit 0 done, 4 if journal and boot plan contradict each
+other (nothing is touched then).
 ";
 
 fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     if let Some(arg) = parser.next().map_err(crate::cli::usage("resume"))? {
         return Err(crate::cli::usage("resume")(arg.unexpected()));
     }
+    let deadline = context.settings().unwrap_or_default().health.deadline();
+    // As far as can be found out; if not at all, a reboot would not help either.
+    let on_trial = || runs_on_trial(context).unwrap_or(false);
+    until_decided(&BootClock, deadline, on_trial, || take_up(context)).unwrap_or_else(|e| {
+        log::error!("{e}");
+        if let Err(e) = count_boot(&context.root) {
+            log::error!("{e}");
+        }
+        reboot_into(context, None, "the trial cannot be decided; the bootloader counts this boot").map(|()| 0)
+    })
+}
+
+/// The last error of a trial that could not be decided in time.
+type Undecided = Error;
+
+/// Repeats `step` until it succeeds, or fails with the system not on trial.
+fn until_decided(
+    clock: &impl Clock,
+    deadline: Duration,
+    on_trial: impl Fn() -> bool,
+    mut step: impl FnMut() -> Result<u8>,
+) -> std::result::Result<Result<u8>, Undecided> {
+    loop {
+        match step() {
+            Err(e) if on_trial() => {
+                if clock.since_boot() >= deadline {
+                    return Err(e);
+                }
+                log::error!("{e}; trying again until {} s after boot", deadline.as_secs());
+                clock.sleep(PAUSE);
+            }
+            decided => return Ok(decided),
+        }
+    }
+}
+
+fn take_up(context: &Context) -> Result<u8> {
+    let turn = turn::wait(&context.root)?;
     let mut host = Host::open(context)?;
     match host.settle()? {
         Next::Nothing => Ok(0),
@@ -40,8 +87,12 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
             log::info!("{why}");
             Ok(0)
         }
-        Next::Reboot { why } => reboot(&mut host, &why),
-        Next::CheckHealth { tries_left } => on_trial(context, &mut host, tries_left),
+        Next::Reboot { why } => reboot(context, &mut host, &why),
+        Next::CheckHealth { tries_left } => {
+            // While the checks run, `commit` and `rollback` may be used by hand.
+            drop(turn);
+            on_trial(context, &mut host, tries_left)
+        }
     }
 }
 
@@ -50,7 +101,7 @@ fn on_trial(context: &Context, host: &mut Host, tries_left: u8) -> Result<u8> {
     let before = host.machine.before()?;
     let settings = host.settings.clone();
     let mut checks = health::checks(context, &settings, before);
-    let settle = std::time::Duration::from_secs(settings.health.settle_s);
+    let settle = Duration::from_secs(settings.health.settle_s);
     let mut shown = None;
     let verdict = watch(&BootClock, settings.health.deadline(), settle, &mut checks, |findings| {
         let failed: Vec<_> = findings.iter().filter(|f| !f.passed).map(|f| f.check.clone()).collect();
@@ -73,6 +124,7 @@ fn on_trial(context: &Context, host: &mut Host, tries_left: u8) -> Result<u8> {
         },
         unhealthy @ Verdict::Unhealthy(_) => unhealthy,
     };
+    let _turn = turn::wait(&context.root)?;
     match verdict {
         Verdict::Healthy => {
             host.machine.commit()?;
@@ -80,20 +132,71 @@ fn on_trial(context: &Context, host: &mut Host, tries_left: u8) -> Result<u8> {
             Ok(0)
         }
         Verdict::Unhealthy(why) => match host.machine.condemn(&why)? {
-            Next::Reboot { why } => reboot(host, &why),
+            Next::Reboot { why } => reboot(context, host, &why),
             Next::Nothing | Next::CheckHealth { .. } => Ok(0),
         },
     }
 }
 
-/// Reboots in order.
-pub(super) fn reboot(host: &mut Host, why: &str) -> Result<u8> {
-    log::warn!("rebooting: {why}");
+/// Reboots in order, into whatever the boot plan says.
+pub(super) fn reboot(context: &Context, host: &mut Host, why: &str) -> Result<u8> {
     // Without it the primary slot boots, which is as safe: the reboot must not wait for it.
     let argument = host.end_boot(true).unwrap_or_else(|e| {
         log::warn!("{e}; this reboot is no try of the armed system");
         None
     });
-    sys::power::reboot(argument)?;
-    Ok(0)
+    reboot_into(context, argument, why).map(|()| 0)
+}
+
+/// Reboots in order; if systemd cannot do that (a bad image may lack anything), at once.
+fn reboot_into(context: &Context, argument: Option<&str>, why: &str) -> Result<()> {
+    log::warn!("rebooting: {why}");
+    match sys::power::reboot(argument) {
+        Err(e) if context.root.is_host() => {
+            log::error!("{e}; restarting without it");
+            sys::power::reboot_now()
+        }
+        asked => asked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Time that passes only by waiting.
+    struct Waiting(Cell<Duration>);
+
+    impl Clock for Waiting {
+        fn since_boot(&self) -> Duration {
+            self.0.get()
+        }
+
+        fn sleep(&self, d: Duration) {
+            self.0.set(self.0.get() + d);
+        }
+    }
+
+    #[test]
+    fn a_trial_that_cannot_be_decided_is_left_at_the_deadline() {
+        let (clock, deadline) = (Waiting(Cell::default()), Duration::from_secs(60));
+        let failed = || Err(Error::inconsistent("no space left"));
+        assert!(until_decided(&clock, deadline, || true, failed).is_err());
+        assert_eq!(clock.since_boot(), deadline);
+    }
+
+    #[test]
+    fn what_works_in_the_end_decides_and_without_a_trial_an_error_is_an_error() {
+        let (clock, deadline) = (Waiting(Cell::default()), Duration::from_secs(60));
+        let mut left = 3;
+        let step = || {
+            left -= 1;
+            if left > 0 { Err(Error::failed("no disk yet")) } else { Ok(0) }
+        };
+        assert_eq!(until_decided(&clock, deadline, || true, step), Ok(Ok(0)));
+        let failed = || Err(Error::failed("no disk"));
+        assert_eq!(until_decided(&clock, deadline, || false, failed), Ok(Err(Error::failed("no disk"))));
+    }
 }

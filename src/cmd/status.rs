@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::host::{Host, os_version};
+use super::turn;
 use crate::cli::{Command, Context};
 use crate::config::{ConfigJson, Origin, damaged_texts, keys};
 use crate::model::phase::Phase;
@@ -28,8 +29,9 @@ follows from journal and plan, how the last update ended and why, registration, 
 Exit 1 if something that should be there is missing (the text says what, and what to do), 4 if journal and boot plan
 contradict each other, else 0.
 
-With --json: {os: {version, slot}, device: {type, arch, uuid}, boot: {chooser, primary, trial: null | {slot, tries_left}},
-phase, update: {state, hooks: [..], failure: null | text, last: null | {result, target, release, reason}}, provision, supervisor,
+With --json, where null stands for what cannot be told: {os: {version, slot}, device: {type, arch, uuid},
+boot: {chooser, primary, trial: null | {slot, tries_left}}, phase,
+update: {state, hooks: [..], failure: null | text, last: null | {result, target, release, reason}}, provision, supervisor,
 config: {last_good_copy, problems: [..], damaged_texts: [..]}, boot_notes: {this_boot: [..], lasting: [..]}, problems: [..]}
 ";
 
@@ -44,14 +46,17 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     if let Some(arg) = parser.next().map_err(crate::cli::usage("status"))? {
         return Err(crate::cli::usage("status")(arg.unexpected()));
     }
-    let mut report = Report { json: serde_json::Map::new(), lines: Vec::new(), problems: Vec::new() };
+    // Nothing is left out that the help lists.
+    let json = ["device", "boot", "phase", "update", "provision", "supervisor", "config"]
+        .map(|key| (key.into(), Value::Null));
+    let mut report = Report { json: json.into_iter().collect(), lines: Vec::new(), problems: Vec::new() };
     let host = Host::open(context);
     report.os(context, host.as_ref().ok());
     report.device(context);
     report.config(context);
     report.boot_notes(context);
     match &host {
-        Ok(host) => report.update(host),
+        Ok(host) => report.update(host, turn::is_taken(&context.root)),
         Err(e) => report.problem(e.clone()),
     }
     report.services(context);
@@ -116,7 +121,10 @@ impl Report {
             found
                 .push(format!("{why}; the last good copy is used, `twinhull config apply` puts it in place"));
         }
-        let kept = damaged_texts(&context.root, path).unwrap_or_default();
+        let kept = damaged_texts(&context.root, path).unwrap_or_else(|e| {
+            self.problem(e.within("config.json"));
+            Vec::new()
+        });
         let kept: Vec<_> = kept.iter().map(|p| p.display().to_string()).collect();
         if !kept.is_empty() {
             let text =
@@ -133,8 +141,13 @@ impl Report {
 
     /// What PID 1 left to be told.
     fn boot_notes(&mut self, context: &Context) {
-        let read = |path: &str| {
-            let text = sys::file::read_text(&context.root.path(path), 64 * 1024).unwrap_or_default();
+        let mut read = |path: &str| {
+            let notes = sys::file::read_if_exists(&context.root.path(path), 64 * 1024);
+            let notes = notes.unwrap_or_else(|e| {
+                self.problem(e.within("boot notes"));
+                None
+            });
+            let text = String::from_utf8_lossy(notes.as_deref().unwrap_or_default());
             text.lines().map(str::to_owned).collect::<Vec<_>>()
         };
         let (now, lasting) = (read(BOOT_NOTES), read(LASTING_NOTES));
@@ -149,7 +162,8 @@ impl Report {
         now.into_iter().for_each(|text| self.problem(Error::failed(text)));
     }
 
-    fn update(&mut self, host: &Host) {
+    fn update(&mut self, host: &Host, under_way: bool) {
+        self.journal(host);
         let (record, plan, phase) = match host.machine.observe() {
             Ok(seen) => seen,
             Err(e) => return self.problem(e),
@@ -158,7 +172,11 @@ impl Report {
             format!(", slot {} on trial with {} of its tries left", t.slot, t.tries_left)
         });
         self.lines.push(format!("Boot plan   {}: primary slot {}{trial}", host.chooser, plan.primary));
-        self.lines.push(format!("Phase       {}", explain(&phase)));
+        // The disk alone cannot tell an install that was cut short from one that goes on.
+        let installing = under_way && phase == Phase::InstallInterrupted;
+        let name = if installing { "installing" } else { phase.name() };
+        let meaning = if installing { "an install is under way".to_owned() } else { explain(&phase) };
+        self.lines.push(format!("Phase       {name}: {meaning}"));
         if let Some(last) = &record.last {
             self.lines.push(format!("Last update {}", describe(last)));
         }
@@ -182,11 +200,29 @@ impl Report {
         }
         let boot = json!({ "chooser": host.chooser.name(), "primary": plan.primary, "trial": plan.trial });
         self.json.insert("boot".into(), boot);
-        self.json.insert("phase".into(), json!(phase.name()));
+        self.json.insert("phase".into(), json!(name));
         let update = json!({ "state": state, "hooks": hooks, "failure": failure, "last": record.last });
         self.json.insert("update".into(), update);
         if let Phase::Inconsistent { what } = phase {
             self.problem(Error::inconsistent(what));
+        }
+    }
+
+    /// A journal that makes no sense, now or once.
+    fn journal(&mut self, host: &Host) {
+        let journal = &host.machine.journal;
+        match journal.damage() {
+            Ok(None) => {}
+            Ok(Some(what)) => self.problem(Error::failed(format!(
+                "journal {what}; it counts as none, and `twinhull resume` keeps it aside"
+            ))),
+            Err(e) => self.problem(e),
+        }
+        let aside = journal.aside();
+        if aside.exists() {
+            let text =
+                format!("damaged once, what it held is in {}; look at it, then remove it", aside.display());
+            self.lines.push(format!("Journal     {text}"));
         }
     }
 
@@ -214,7 +250,7 @@ impl Report {
 }
 
 fn explain(phase: &Phase) -> String {
-    let meaning = match phase {
+    match phase {
         Phase::Steady => "no update is under way".to_owned(),
         Phase::InstallInterrupted => "an install was cut short; install again".to_owned(),
         Phase::StrayTrial => {
@@ -231,10 +267,13 @@ fn explain(phase: &Phase) -> String {
             format!("the new system runs on trial; health checks decide ({tries_left} more tries)")
         }
         Phase::Condemned { why } => format!("this system is about to be left: {why}"),
+        Phase::UnknownTrial => {
+            "this system runs on trial, but the journal does not know of it; `twinhull resume` leaves it"
+                .to_owned()
+        }
         Phase::CommitLanded => "committed; the journal follows with `twinhull resume`".to_owned(),
         Phase::Inconsistent { what } => what.clone(),
-    };
-    format!("{}: {meaning}", phase.name())
+    }
 }
 
 fn describe(last: &Ended) -> String {

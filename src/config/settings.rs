@@ -7,7 +7,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::{Doing, Error, Result, Root, sys};
 
@@ -45,6 +46,7 @@ pub struct Boot {
     /// Tryboot only: the numbers of the partitions that hold the kernels of slot A and of slot B.
     pub tryboot_partitions: [u32; 2],
     /// Boots that a new system may use before the old one returns, 1 to 9.
+    #[serde(deserialize_with = "tries")]
     pub tries: u8,
 }
 
@@ -304,9 +306,6 @@ impl Settings {
 
     fn check(self) -> Result<Self> {
         let wrong = |text: String| Err(Error::failed(text));
-        if !(1..=9).contains(&self.boot.tries) {
-            return wrong(format!("boot.tries = {}: expected 1 to 9", self.boot.tries));
-        }
         let [a, b] = self.boot.tryboot_partitions;
         if a == b || a == 0 || b == 0 {
             return wrong(format!(
@@ -341,13 +340,16 @@ impl Health {
     }
 }
 
+fn tries<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<u8, D::Error> {
+    let found = i64::deserialize(from)?;
+    let wrong = || D::Error::custom(format!("boot.tries = {found}: expected 1 to 9"));
+    u8::try_from(found).ok().filter(|tries| (1..=9).contains(tries)).ok_or_else(wrong)
+}
+
 fn fragments(root: &Root) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for place in PLACES {
-        let dir = root.path(place);
-        let mut here = sys::file::list(&dir)?;
-        here.retain(|f| f.extension().is_some_and(|e| e == "toml"));
-        files.extend(here);
+        files.extend(sys::file::fragments(&root.path(place), "toml")?);
     }
     Ok(files)
 }
@@ -409,7 +411,9 @@ mod tests {
         for (text, expected) in [
             ("[health]\n\ndeadline = 5\n", "line 3: unknown field `deadline`"),
             ("[health]\ndeadline_s = \"x\"\n", "line 2: invalid type"),
-            ("[boot]\ntries = 10\n", "boot.tries = 10: expected 1 to 9"),
+            ("[boot]\ntries = 10\n", "line 2: boot.tries = 10: expected 1 to 9"),
+            ("[boot]\ntries = 300\n", "line 2: boot.tries = 300: expected 1 to 9"),
+            ("[boot]\ntries = 0\n", "line 2: boot.tries = 0: expected 1 to 9"),
             ("[bundle]\nclient_cert = \"/a\"\n", "one is of no use without the other"),
         ] {
             let (_dir, root) = host(&[("/etc/twinhull/a.toml", text)]);

@@ -54,6 +54,9 @@ pub enum Phase {
         /// Why, for people.
         why: String,
     },
+    /// A system runs on trial, and the journal does not know of it: it was lost. Reboot, until the tries are used up: to
+    /// disarm first would, after a cut, leave a system running that neither journal nor plan know of.
+    UnknownTrial,
     /// The commit landed, the journal does not know yet.
     CommitLanded,
     /// Journal and plan contradict each other. Report, touch nothing.
@@ -75,6 +78,7 @@ impl Phase {
             Self::TrialFailed { .. } => "trial-failed",
             Self::OnTrial { .. } => "on-trial",
             Self::Condemned { .. } => "condemned",
+            Self::UnknownTrial => "unknown-trial",
             Self::CommitLanded => "commit-landed",
             Self::Inconsistent { .. } => "inconsistent",
         }
@@ -87,6 +91,10 @@ impl Phase {
 /// Every doubt leads back to the old system, and the next install finds what was written and reuses it.
 pub fn classify(seen: &Observed) -> Phase {
     let Observed { state, plan, booted, boot_id, boot_failure, one_shot } = seen;
+    let known = matches!(state, State::Trial { target, .. } if target == booted);
+    if plan.tries(*booted).is_some() && !known {
+        return Phase::UnknownTrial;
+    }
     match state {
         State::Idle => idle(*plan, *booted),
         State::Installing { target, .. } if booted == target => Phase::Inconsistent {
@@ -129,10 +137,7 @@ fn idle(plan: BootPlan, booted: Slot) -> Phase {
                 plan.primary
             ),
         },
-        Some(trial) if trial.slot != booted => Phase::StrayTrial,
-        Some(trial) => Phase::Inconsistent {
-            what: format!("slot {} runs on trial, but the journal knows of no update", trial.slot),
-        },
+        Some(_) => Phase::StrayTrial,
     }
 }
 
@@ -218,6 +223,7 @@ mod tests {
             Phase::TrialFailed { .. } => "failed",
             Phase::OnTrial { .. } => "on-trial",
             Phase::Condemned { .. } => "condemned",
+            Phase::UnknownTrial => "unknown",
             Phase::CommitLanded => "landed",
             Phase::Inconsistent { .. } => "inconsistent",
         }
@@ -272,10 +278,11 @@ mod tests {
             (State::Idle, on_b, B, "x", "steady"),
             (State::Idle, on_b, A, "x", "inconsistent"),
             (State::Idle, trying_b, A, "x", "stray"),
-            (State::Idle, trying_b, B, "x", "inconsistent"),
+            (State::Idle, trying_b, B, "x", "unknown"),
             (installing(), on_a, A, "x", "interrupted"),
             (installing(), trying_b, A, "x", "interrupted"),
             (installing(), on_a, B, "x", "inconsistent"),
+            (installing(), trying_b, B, "x", "unknown"),
             (trial(None), trying_b, A, "first", "ready"),
             (trial(None), on_a, A, "first", "abandoned"),
             (trial(Some("no")), on_a, A, "first", "abandoned"),

@@ -12,6 +12,8 @@ fn reason(behaviour: Behaviour, end: &End) -> &'static str {
         Behaviour::Panics => "kernel panic: not syncing: no working init found",
         // A system that was never well for long enough to be judged.
         _ if end.failures >= usize::from(TRIES) => "",
+        // Nothing can be kept while it runs.
+        Behaviour::FillsState | Behaviour::LosesState => "",
         Behaviour::Unhealthy => "unhealthy",
         Behaviour::Good => "power was lost",
     }
@@ -41,6 +43,10 @@ fn promises(behaviour: Behaviour, end: &End, world: &World) -> Result<(), String
             end.last,
             end.reason
         ));
+    }
+    if behaviour == Behaviour::LosesState {
+        // What was recorded before is lost with the partition.
+        return if committed { Err("committed by a journal that knew nothing of it".into()) } else { Ok(()) };
     }
     if end.last == Some(Outcome::RolledBack) && !end.reason.contains(reason(behaviour, end)) {
         return Err(format!("rolled back, and the reason is {:?}", end.reason));
@@ -107,7 +113,9 @@ fn depth(loader: Loader) -> usize {
 fn sweep_all(behaviour: Behaviour) {
     for loader in Loader::ALL {
         // Installing over what is armed makes stories half as long again: one interruption less is enough there.
-        let depth = depth(loader);
+        // What a lost or full state partition adds is seen with two.
+        let rare = matches!(behaviour, Behaviour::FillsState | Behaviour::LosesState);
+        let depth = if rare { 2 } else { depth(loader) };
         let played = sweep(loader, behaviour, false, &mut Vec::new(), depth)
             + sweep(loader, behaviour, true, &mut Vec::new(), depth - 1);
         // Shown with --nocapture; a sweep that plays hardly anything proves nothing.
@@ -179,11 +187,18 @@ fn a_system_that_reboots_itself_in_order_each_time_is_left_in_the_end() {
 }
 
 #[test]
+fn every_double_interruption_of_an_update_that_fills_or_loses_the_state_partition() {
+    sweep_all(Behaviour::FillsState);
+    sweep_all(Behaviour::LosesState);
+}
+
+#[test]
 fn undisturbed_stories_end_as_they_should() {
     for (behaviour, booted, outcome) in [
         (Behaviour::Good, Slot::B, Outcome::Committed),
         (Behaviour::Unhealthy, Slot::A, Outcome::RolledBack),
         (Behaviour::Panics, Slot::A, Outcome::RolledBack),
+        (Behaviour::FillsState, Slot::A, Outcome::RolledBack),
     ] {
         for loader in Loader::ALL {
             let end = World::new(loader, behaviour, false).play(&[]).unwrap();

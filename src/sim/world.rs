@@ -13,7 +13,7 @@ use crate::boot::BootChooser;
 use crate::model::record::{Before, Outcome, Record, Release, State};
 use crate::model::{BootId, BootPlan, Digest, Evidence, Slot};
 use crate::update::{Goal, Image, Install, JournalStore, Machine, Next};
-use crate::{Kind, Result};
+use crate::{Error, Kind, Result};
 
 pub const TRIES: u8 = 3;
 const BLOCK: usize = 8;
@@ -28,6 +28,10 @@ pub enum Behaviour {
     Unhealthy,
     /// Does not even start.
     Panics,
+    /// Starts, fails its health checks, and the state partition cannot be written while it runs: full, or read-only.
+    FillsState,
+    /// Starts on a state partition that had to be made anew.
+    LosesState,
 }
 
 fn image_of(version: u8, behaviour: Behaviour) -> Vec<u8> {
@@ -57,6 +61,7 @@ type Shared = Rc<RefCell<Media>>;
 struct Journal {
     media: Shared,
     power: Power,
+    writable: bool,
 }
 
 impl JournalStore for Journal {
@@ -66,6 +71,9 @@ impl JournalStore for Journal {
 
     fn store(&mut self, record: &Record) -> Result<()> {
         let raw = crate::update::encode_record(record)?;
+        if !self.writable {
+            return Err(Error::failed("no space left on the state partition"));
+        }
         self.power.step()?;
         self.media.borrow_mut().journal = Some(raw);
         Ok(())
@@ -174,7 +182,7 @@ enum Stop {
     Violation(String),
 }
 
-fn stop(e: crate::Error) -> Stop {
+fn stop(e: Error) -> Stop {
     match e.kind() {
         Kind::PowerCut => Stop::Interrupted,
         _ => Stop::Violation(e.to_string()),
@@ -277,14 +285,20 @@ impl World {
 
     fn machine(&self, booted: Slot) -> Machine<Box<dyn BootChooser>, Journal> {
         let (media, power) = (self.media.clone(), self.power.clone());
+        let writable = !self.runs(booted, Behaviour::FillsState);
         let store = MemoryStore::new(self.files.clone(), power.clone());
         Machine {
             chooser: self.loader.chooser(store),
-            journal: Journal { media, power },
+            journal: Journal { media, power, writable },
             booted,
             boot_id: BootId(self.boots.to_string()),
             boot_failure: None,
         }
+    }
+
+    /// Whether `booted` holds the update, and it behaves so.
+    fn runs(&self, booted: Slot, behaviour: Behaviour) -> bool {
+        self.media.borrow().slots[booted as usize] == image_of(2, behaviour)
     }
 
     /// One boot: the script's choice, then the chosen slot's kernel. `None`: it panicked.
@@ -306,7 +320,13 @@ impl World {
                 self.evidence.panic = Some("not syncing: no working init found".into());
                 Ok(None)
             }
-            Some((_, Behaviour::Good | Behaviour::Unhealthy)) => Ok(Some(choice.slot)),
+            Some((_, Behaviour::LosesState)) => {
+                self.media.borrow_mut().journal = None;
+                Ok(Some(choice.slot))
+            }
+            Some((_, Behaviour::Good | Behaviour::Unhealthy | Behaviour::FillsState)) => {
+                Ok(Some(choice.slot))
+            }
         }
     }
 
@@ -316,9 +336,19 @@ impl World {
         booted: Slot,
         installs_left: &mut u8,
     ) -> std::result::Result<bool, Stop> {
-        self.machine(booted).begin_boot(&self.evidence).map_err(stop)?;
-        self.evidence = Evidence::default();
-        let reboot = self.process(booted, installs_left)?;
+        match self.machine(booted).begin_boot(&self.evidence).map_err(stop) {
+            Err(Stop::Interrupted) => return Err(Stop::Interrupted),
+            // That it cannot be kept ends nothing.
+            Err(Stop::Violation(_)) => {}
+            Ok(()) => self.evidence = Evidence::default(),
+        }
+        let reboot = match self.process(booted, installs_left) {
+            // What `twinhull resume` does with a trial that it cannot decide, at the deadline: the boot counts.
+            Err(Stop::Violation(_)) if self.runs(booted, Behaviour::FillsState) => {
+                return Ok(self.machine(booted).chooser.plan().map_err(stop)?.tries(booted).is_some());
+            }
+            decided => decided?,
+        };
         if reboot {
             self.reboot(booted)?;
         }
@@ -339,8 +369,7 @@ impl World {
             Next::Reboot { .. } => Ok(true),
             Next::CheckHealth { .. } => {
                 self.power.step().map_err(stop)?;
-                let content = self.media.borrow().slots[booted as usize].clone();
-                if content == image_of(2, Behaviour::Unhealthy) {
+                if [Behaviour::Unhealthy, Behaviour::FillsState].into_iter().any(|b| self.runs(booted, b)) {
                     machine.condemn("unhealthy").map_err(stop)?;
                     return Ok(true);
                 }

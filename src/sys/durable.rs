@@ -113,6 +113,16 @@ pub(super) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
+/// Gives a file another name in its directory, durably; what had that name before is gone.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn rename(path: &Path, to: &Path) -> Result<()> {
+    let doing = || format!("rename {} to {}", path.display(), to.display());
+    fs::rename(path, to).doing(doing)?;
+    sync_dir(parent(to)?).doing(doing)
+}
+
 /// Removes a file, durably. One that is not there is fine.
 ///
 /// # Errors

@@ -109,6 +109,21 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// The files `*.EXTENSION` of a directory whose files are taken together, by name; none if there is no such directory. What
+/// is hidden was not meant to be there: an editor's copy, for example.
+///
+/// # Errors
+/// `Failed`, naming the path, for what is no file: reading a pipe there would never end.
+pub fn fragments(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut files = list(dir)?;
+    let is_hidden = |f: &Path| f.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    files.retain(|f| f.extension().is_some_and(|e| e == extension) && !is_hidden(f));
+    match files.iter().find(|f| f.metadata().is_ok_and(|m| !m.is_file())) {
+        Some(odd) => Err(Error::failed(format!("{}: not a file; take it away from there", odd.display()))),
+        None => Ok(files),
+    }
+}
+
 /// The size of a file or block device, in bytes.
 ///
 /// # Errors

@@ -87,7 +87,7 @@ fn build(settings: &HttpSettings, redirects: u32) -> Result<ureq::Agent> {
         .timeout_connect(Some(settings.connect_timeout))
         .timeout_per_read(Some(settings.read_timeout))
         .timeout_per_write(Some(settings.read_timeout))
-        .middleware(NoCertificates { missing })
+        .middleware(BeforeConnecting { missing })
         .build();
     Ok(config.new_agent())
 }
@@ -192,24 +192,36 @@ fn certificates(pem: &[u8]) -> Result<Vec<Certificate<'static>>> {
     Ok(found)
 }
 
-/// Says that no certificate is trusted, instead of "unknown issuer" after a connection was made.
-struct NoCertificates {
+/// Says what is wrong before a connection is made: that no certificate is trusted, instead of "unknown issuer" after it;
+/// and that there is no such port, instead of taking the usual one.
+struct BeforeConnecting {
     missing: Option<PathBuf>,
 }
 
-impl Middleware for NoCertificates {
+impl Middleware for BeforeConnecting {
     fn handle(
         &self,
         request: http::Request<SendBody>,
         next: MiddlewareNext,
     ) -> std::result::Result<http::Response<Body>, ureq::Error> {
+        let wrong = |kind, text| Err(ureq::Error::Io(io::Error::new(kind, text)));
+        if let Some(port) = request.uri().authority().and_then(odd_port) {
+            return wrong(io::ErrorKind::InvalidInput, format!("port {port}: expected 1 to 65535"));
+        }
         match &self.missing {
             Some(path) if request.uri().scheme() == Some(&http::uri::Scheme::HTTPS) => {
-                Err(ureq::Error::Io(io::Error::new(io::ErrorKind::NotFound, none_trusted(path))))
+                wrong(io::ErrorKind::NotFound, none_trusted(path))
             }
             _ => next.handle(request),
         }
     }
+}
+
+/// What stands in the place of a port and is none. The library says of it what it says of an address without a port.
+fn odd_port(authority: &http::uri::Authority) -> Option<&str> {
+    let host_and_port = authority.as_str().rsplit('@').next()?;
+    let port = host_and_port.strip_prefix(authority.host())?.strip_prefix(':')?;
+    (!port.is_empty() && port.parse::<u16>().is_err()).then_some(port)
 }
 
 fn none_trusted(path: &Path) -> String {
@@ -240,6 +252,25 @@ mod tests {
         assert!(reason(&e).contains("/nonexistent/ca.crt"), "{}", reason(&e));
         let e = agent.get("http://127.0.0.1:1/x").call().unwrap_err();
         assert!(reason(&e).contains("Connection refused"), "{}", reason(&e));
+    }
+
+    #[test]
+    fn a_port_that_is_none_is_told() {
+        for (address, expected) in [
+            ("h:99999", Some("99999")),
+            ("u:1@h:65536", Some("65536")),
+            ("[::1]:70000", Some("70000")),
+            ("u:p@h:65535", None),
+            ("[::1]:1", None),
+            ("[::1]", None),
+            ("h:", None),
+            ("h", None),
+        ] {
+            assert_eq!(odd_port(&address.parse().unwrap()), expected, "{address}");
+        }
+        let agent = agent(&settings(Path::new("/nonexistent/ca.crt"))).unwrap();
+        let e = agent.get("http://127.0.0.1:99999/x").call().unwrap_err();
+        assert_eq!(reason(&e), "port 99999: expected 1 to 65535");
     }
 
     #[test]

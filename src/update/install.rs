@@ -10,7 +10,6 @@ use sha2::{Digest as _, Sha256};
 use super::{JournalStore, Machine};
 use crate::block::{Disk, Verified, digest_of, read_back};
 use crate::boot::BootChooser;
-use crate::model::phase::Phase;
 use crate::model::record::{Before, Hook, Outcome, Record, Release, State};
 use crate::model::{BootPlan, Boots, Digest, Slot};
 use crate::{Error, Result};
@@ -73,36 +72,15 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
     /// Begins: no trial stays armed, and the journal says what is being written where.
     ///
     /// # Errors
-    /// `Refused` on a trial (its health decides first), `RebootNeeded` when the running slot is about to be left,
-    /// `Inconsistent` as `settle`, `Failed` if a write did not land.
+    /// As [`Machine::check_may_install`] and [`Machine::settle`]; `Failed` if a write did not land.
     pub fn begin(machine: &'m mut Machine<C, J>, release: Release, goal: Goal) -> Result<Self> {
-        let (record, plan, phase) = machine.observe()?;
-        match phase {
-            Phase::Steady | Phase::StrayTrial | Phase::ReadyToReboot | Phase::TryAgain { .. } => {}
-            Phase::InstallInterrupted
-            | Phase::TrialFailed { .. }
-            | Phase::CommitLanded
-            | Phase::Inconsistent { .. } => {
-                machine.settle()?;
-            }
-            Phase::OnTrial { .. } => {
-                return Err(Error::refused(format!(
-                    "slot {} is on trial; wait for its health checks (`twinhull status`), or end it with `twinhull \
-                     commit` or `twinhull rollback`",
-                    machine.booted
-                )));
-            }
-            Phase::Condemned { .. } => {
-                let text =
-                    format!("slot {} lost its trial and is about to be left; reboot first", machine.booted);
-                return Err(Error::new(crate::Kind::RebootNeeded, text));
-            }
-        }
+        machine.check_may_install()?;
+        machine.settle()?;
+        let (Record { last, .. }, plan, _) = machine.observe()?;
         if plan != BootPlan::settled(machine.booted) {
             machine.chooser.disarm(machine.booted)?;
         }
         let target = !machine.booted;
-        let last = record.last;
         machine
             .journal
             .store(&Record { state: State::Installing { target, release: release.clone() }, last })?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::model::record::Record;
-use crate::{Doing, Error, Result, sys};
+use crate::{Error, Result, sys};
 
 /// Far above any record, far below what could hurt.
 const LIMIT_BYTES: u64 = 1024 * 1024;
@@ -25,6 +25,10 @@ pub trait JournalStore {
 }
 
 /// The journal as a JSON file, replaced by an atomic rename (the state partition is ext4).
+///
+/// A text that makes no sense counts as no journal, and is kept aside as `FILE.bad` before it would be written over. That
+/// is safe: without a journal a running trial is left and a waiting one called off, while a device that refused every
+/// further update because of one bad block would have to be visited.
 #[derive(Debug)]
 pub struct FileJournal {
     file: PathBuf,
@@ -38,39 +42,53 @@ struct Stored<R> {
 }
 
 impl FileJournal {
-    /// Opens the journal `file`. One that makes no sense is kept aside as `FILE.bad`, and a fresh record takes its
-    /// place: that is safe, because without a journal every doubt leads back to the primary slot, while a device that
-    /// refuses every further update because of one bad block would have to be visited.
+    /// The journal `file`. Nothing is read or written yet.
+    pub const fn new(file: PathBuf) -> Self {
+        Self { file }
+    }
+
+    /// Where a text that made no sense is kept.
+    pub fn aside(&self) -> PathBuf {
+        let mut aside = self.file.clone().into_os_string();
+        aside.push(".bad");
+        aside.into()
+    }
+
+    fn raw(&self) -> Result<Option<Vec<u8>>> {
+        sys::file::read_if_exists(&self.file, LIMIT_BYTES)
+    }
+
+    /// What is wrong with the text that stands there; `None` if it can be read, or was never written.
+    ///
+    /// # Errors
+    /// `Failed` if the file cannot be read.
+    pub fn damage(&self) -> Result<Option<String>> {
+        Ok(self.raw()?.and_then(|raw| decode(&raw).err()).map(|e| format!("{}: {e}", self.file.display())))
+    }
+
+    /// Moves a text that makes no sense out of the way.
     ///
     /// # Errors
     /// `Failed` if the file cannot be read, or not be set aside.
-    pub fn open(file: PathBuf) -> Result<Self> {
-        let journal = Self { file };
-        if let Some(raw) = sys::file::read_if_exists(&journal.file, LIMIT_BYTES)?
-            && let Err(e) = decode(&raw)
-        {
-            let mut aside = journal.file.clone().into_os_string();
-            aside.push(".bad");
-            log::error!("journal {}: {e}; kept as {}", journal.file.display(), aside.to_string_lossy());
-            sys::durable::replace(aside.as_ref(), &raw, 0o644)?;
-            sys::durable::remove(&journal.file)?;
-        }
-        Ok(journal)
+    pub fn set_damaged_aside(&mut self) -> Result<()> {
+        let Some(what) = self.damage()? else { return Ok(()) };
+        let aside = self.aside();
+        sys::durable::rename(&self.file, &aside)?;
+        log::error!("journal {what}; kept as {}", aside.display());
+        Ok(())
     }
 }
 
 impl JournalStore for FileJournal {
     fn load(&self) -> Result<Record> {
-        match sys::file::read_if_exists(&self.file, LIMIT_BYTES)? {
-            None => Ok(Record::new()),
-            Some(raw) => decode(&raw).doing(|| format!("journal {}", self.file.display())),
-        }
+        Ok(self.raw()?.and_then(|raw| decode(&raw).ok()).unwrap_or_default())
     }
 
     fn store(&mut self, record: &Record) -> Result<()> {
         if let Some(dir) = self.file.parent() {
             sys::durable::create_dir(dir)?;
         }
+        self.set_damaged_aside()?;
         sys::durable::replace(&self.file, &encode(record)?, 0o644)
     }
 }
@@ -94,6 +112,9 @@ pub fn decode(raw: &[u8]) -> Result<Record> {
     let stored: Stored<Record> = serde_json::from_slice(raw).map_err(|e| Error::failed(e.to_string()))?;
     match stored.format {
         FORMAT => Ok(stored.record),
+        newer if newer > FORMAT => {
+            Err(Error::failed(format!("format {newer} of a newer twinhull, expected {FORMAT}")))
+        }
         other => Err(Error::failed(format!("format {other}, expected {FORMAT}"))),
     }
 }
@@ -124,12 +145,19 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_a_fresh_journal_and_a_bad_one_is_kept_aside() {
+    fn a_missing_file_is_a_fresh_journal_and_so_is_a_bad_one_which_is_kept_aside() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("journal.json");
-        assert_eq!(FileJournal::open(file.clone()).unwrap().load().unwrap(), Record::new());
-        sys::durable::replace(&file, b"{\"format\":1", 0o644).unwrap();
-        assert_eq!(FileJournal::open(file).unwrap().load().unwrap(), Record::new());
-        assert!(dir.path().join("journal.json.bad").exists());
+        let mut journal = FileJournal::new(file.clone());
+        assert_eq!((journal.load().unwrap(), journal.damage().unwrap()), (Record::new(), None));
+        for bad in ["{\"format\":1", "{\"format\":2,\"state\":\"idle\"}"] {
+            sys::durable::replace(&file, bad.as_bytes(), 0o644).unwrap();
+            assert_eq!(journal.load().unwrap(), Record::new());
+            assert!(journal.damage().unwrap().is_some());
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), bad, "looking changes nothing");
+            journal.store(&Record::new()).unwrap();
+            assert_eq!(journal.damage().unwrap(), None);
+            assert_eq!(std::fs::read_to_string(journal.aside()).unwrap(), bad);
+        }
     }
 }

@@ -97,14 +97,42 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
                 self.chooser.disarm(!self.booted)?;
                 Ok(Next::Reboot { why: format!("back to slot {}: {why}", !self.booted) })
             }
+            Phase::UnknownTrial => Ok(Next::Reboot {
+                why: format!("slot {} runs on trial, but the journal does not know of it", self.booted),
+            }),
             Phase::CommitLanded => {
                 self.end(record, Outcome::Committed, "passed its health checks".into())?;
                 Ok(Next::Nothing)
             }
-            Phase::Inconsistent { what } => Err(Error::inconsistent(format!(
-                "{what}; nothing was touched. A reboot starts the primary slot; if this stays, see the journal and the \
-                 bootloader's environment"
+            Phase::Inconsistent { what } => Err(contradiction(&what)),
+        }
+    }
+
+    /// Sees that an install may begin now. Changes nothing.
+    ///
+    /// # Errors
+    /// `Refused` on a trial (its health decides first), `RebootNeeded` when the running slot is about to be left,
+    /// `Inconsistent` and `Failed` as [`Machine::settle`].
+    pub fn check_may_install(&self) -> Result<()> {
+        match self.observe()?.2 {
+            Phase::Steady
+            | Phase::StrayTrial
+            | Phase::ReadyToReboot
+            | Phase::TryAgain { .. }
+            | Phase::InstallInterrupted
+            | Phase::TrialFailed { .. }
+            | Phase::CommitLanded => Ok(()),
+            Phase::OnTrial { .. } => Err(Error::refused(format!(
+                "slot {} is on trial; wait for its health checks (`twinhull status`), or end it with `twinhull commit` or \
+                 `twinhull rollback`",
+                self.booted
             ))),
+            Phase::Condemned { .. } | Phase::UnknownTrial => {
+                let text =
+                    format!("slot {} lost its trial and is about to be left; reboot first", self.booted);
+                Err(Error::new(crate::Kind::RebootNeeded, text))
+            }
+            Phase::Inconsistent { what } => Err(contradiction(&what)),
         }
     }
 
@@ -127,6 +155,7 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
             | Phase::TryAgain { .. }
             | Phase::TrialFailed { .. }
             | Phase::Condemned { .. }
+            | Phase::UnknownTrial
             | Phase::Inconsistent { .. } => Err(Error::refused(format!(
                 "slot {} is not on trial: the phase is {}",
                 self.booted,
@@ -273,4 +302,10 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
             State::Idle | State::Installing { .. } => Before::default(),
         })
     }
+}
+
+fn contradiction(what: &str) -> Error {
+    Error::inconsistent(format!(
+        "{what}; nothing was touched. Reboot; if this stays, see the journal and the bootloader's environment"
+    ))
 }

@@ -23,13 +23,17 @@ fn two_of_two_keys_must_be_different_ones() {
     let lab = Lab::new();
     lab.write("image", &image_with_holes());
     lab.run(&lab.create(&["--key", "a.key"]));
-    lab.run(&["bundle", "keygen", "--public", "keys/second.pub", "--secret", "second.key"]);
+    let made =
+        lab.run(&["bundle", "keygen", "--public", "keys/second.pub", "--secret", "second.key", "--json"]);
+    assert_eq!(made.stdout, "{\"public\":\"keys/second.pub\",\"secret\":\"second.key\"}\n");
     let verify = ["bundle", "verify", "b", "--keys", "keys", "--signatures", "2"];
     assert_eq!(lab.run(&verify).code, 3);
     // The same key again takes the place of its old signature.
     assert_eq!(lab.run(&["bundle", "sign", "b", "--key", "a.key"]).code, 0);
     assert_eq!(lab.run(&verify).code, 3);
-    assert_eq!(lab.run(&["bundle", "sign", "b", "--key", "second.key"]).code, 0);
+    let told = lab.run(&["bundle", "sign", "b", "--key", "second.key", "--json"]).stdout;
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&told["bundle"], told["signed_by"].as_array().unwrap().len()), (&"b".into(), 2));
     let out = lab.run(&verify);
     assert_eq!(out.code, 0, "{}", out.stderr);
     // A signature of ours that does not fit is damage, even if the others would do.
@@ -51,13 +55,20 @@ fn what_cannot_be_a_bundle_is_named_in_one_line() {
     lab.write("zeros", &[0; 4096]);
     lab.write("text", &b"not a bundle at all\n".repeat(100));
     lab.write("short", b"PK");
+    lab.write("two\nlines\x1b[31m", b"text");
+    lab.write("image", &noise(5000, 1));
+    lab.run(&lab.create(&[]));
+    lab.write("appended", &[&lab.read("b")[..], b"x"].concat());
     let tar = lab.shell("tar --format=ustar -cf other.tar text");
     assert_eq!(tar.code, 0);
     for (what, expected) in [
         ("empty", "empty: is empty"),
         ("keys", "keys: is a directory; give the bundle file"),
         ("missing", "missing: no such file; give a FILE"),
-        ("zeros", "bundle zeros: "),
+        ("zeros", "bundle zeros: not a bundle"),
+        ("text/x", "text/x: Not a directory"),
+        ("two\nlines\x1b[31m", "bundle two\\nlines\\u{1b}[31m: "),
+        ("http://127.0.0.1:99999/os.bundle", "port 99999: expected 1 to 65535; check the address"),
         ("text", "bundle text: not a bundle"),
         ("short", "bundle short: ends after 2 bytes"),
         ("other.tar", "bundle other.tar: not a bundle"),
@@ -70,6 +81,11 @@ fn what_cannot_be_a_bundle_is_named_in_one_line() {
             has(&out.stderr, expected);
         }
     }
+    for command in ["inspect", "verify"] {
+        assert_eq!(lab.run(&["bundle", command, "", "--keys", "keys"]).code, 2);
+    }
+    let out = lab.run(&["bundle", "sign", "appended", "--key", "a.key"]);
+    has(&out.stderr, "something was appended; get the bundle again");
     let out = lab.shell("\"$TWINHULL\" bundle verify - --keys keys </dev/null");
     has(&out.stderr, "bundle standard input: empty");
 }

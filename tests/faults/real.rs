@@ -151,6 +151,7 @@ fn a_state_partition_without_room_is_told() {
     let output = device.twinhull(&["install", &bench.bundle]);
     assert_failed(&device, &output, &before, "journal.json: No space left on device");
     assert!(device.slots()[1] == target, "the target was written");
+    assert!(!outcome(&output).1.contains("installing "), "{}", outcome(&output).1);
     fs::remove_file(state.path().join("logs")).unwrap();
     bench.assert_installed(&device, &device.twinhull(&["install", &bench.bundle]));
 }

@@ -218,7 +218,7 @@ fn missing(option: &str) -> Error {
 }
 
 /// `bundle sign`
-pub(super) fn sign(mut parser: lexopt::Parser) -> Result<u8> {
+pub(super) fn sign(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let wrong = usage("bundle");
     let (mut bundle, mut signature, mut public): (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>) =
         (None, None, None);
@@ -240,10 +240,16 @@ pub(super) fn sign(mut parser: lexopt::Parser) -> Result<u8> {
         (None, None) => return Err(missing("--key, or --signature and --public,")),
         _ => return Err(missing("--signature and --public together: each")),
     };
-    add(&bundle, &signers.load()?, imported.as_ref())
+    let by = add(&bundle, &signers.load()?, imported.as_ref())?;
+    sys::out::line(&if context.json {
+        serde_json::json!({ "bundle": bundle, "signed_by": by }).to_string()
+    } else {
+        format!("{}: signed by {}", bundle.display(), by.join(", "))
+    });
+    Ok(0)
 }
 
-fn add(bundle: &Path, signers: &[Signer], imported: Option<&(PathBuf, PathBuf)>) -> Result<u8> {
+fn add(bundle: &Path, signers: &[Signer], imported: Option<&(PathBuf, PathBuf)>) -> Result<Vec<String>> {
     let all = sign::add(bundle, &|manifest, text| {
         let mut new = sign_all(signers, manifest, text)?;
         if let Some((signature, public)) = imported {
@@ -251,9 +257,7 @@ fn add(bundle: &Path, signers: &[Signer], imported: Option<&(PathBuf, PathBuf)>)
         }
         Ok(new)
     })?;
-    let by: Vec<String> = all.iter().map(|s| s.id().to_string()).collect();
-    sys::out::line(&format!("{}: signed by {}", bundle.display(), by.join(", ")));
-    Ok(0)
+    Ok(all.iter().map(|s| s.id().to_string()).collect())
 }
 
 /// `bundle delta`
@@ -293,7 +297,7 @@ pub(super) fn delta(mut parser: lexopt::Parser, context: &Context) -> Result<u8>
 }
 
 /// `bundle keygen`
-pub(super) fn keygen(mut parser: lexopt::Parser) -> Result<u8> {
+pub(super) fn keygen(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let wrong = usage("bundle");
     let (mut public, mut secret): (Option<PathBuf>, Option<PathBuf>) = (None, None);
     while let Some(arg) = parser.next().map_err(&wrong)? {
@@ -305,10 +309,14 @@ pub(super) fn keygen(mut parser: lexopt::Parser) -> Result<u8> {
     }
     let (public, secret) = (needed(public, "--public")?, needed(secret, "--secret")?);
     sign::keygen(&public, &secret)?;
-    sys::out::line(&format!(
-        "{}: belongs into the image, in the directory of the setting bundle.keys\n{}: keep it secret; it has no password",
-        public.display(),
-        secret.display()
-    ));
+    sys::out::line(&if context.json {
+        serde_json::json!({ "public": public, "secret": secret }).to_string()
+    } else {
+        format!(
+            "{}: belongs into the image, in the directory of the setting bundle.keys\n{}: keep it secret; it has no password",
+            public.display(),
+            secret.display()
+        )
+    });
     Ok(0)
 }
