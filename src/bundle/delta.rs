@@ -10,7 +10,7 @@ use zstd::zstd_safe::DCtx;
 
 use super::fetch::{self, Meter};
 use super::frames::{as_prefix, decompress};
-use super::index::{self, BLOCK_LEN, FRAME_BLOCKS_MAX, Fields, Index, PREFIX_BLOCKS_MAX, Run, data_len_max};
+use super::index::{self, BLOCK_LEN, Fields, Index, PREFIX_BLOCKS_MAX, Run};
 use super::source::Source;
 use crate::model::Digest;
 use crate::{Doing, Error, Result};
@@ -21,6 +21,8 @@ pub(super) const VERSION: u32 = 1;
 pub(super) const HEADER_LEN: u64 = 96;
 /// The longest table, in bytes: it is read before any of it can be checked.
 const TABLE_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
+/// The most blocks that one frame may carry: 4 MiB. It bounds what a reader holds in memory.
+const FRAME_BLOCKS_MAX: u32 = 1024;
 /// Marks a region of the new image in the table.
 pub(super) const NEW: u32 = 1 << 31;
 
@@ -191,6 +193,12 @@ impl Buffers {
         let zstd = DCtx::try_create().ok_or_else(|| Error::failed("start the decompressor: no memory"))?;
         Ok(Self { zstd, compressed: Vec::new(), prefix: Vec::new(), plain: Vec::new() })
     }
+}
+
+/// The longest a compressed frame of `blocks` blocks may be: what zstd needs for bytes that do not compress.
+const fn data_len_max(blocks: u32) -> u64 {
+    let plain = blocks as u64 * BLOCK_LEN as u64;
+    plain + plain / 128 + 512
 }
 
 /// Reads and checks the table. Every number in it is bounded before anything is made from it.

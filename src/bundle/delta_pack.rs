@@ -10,11 +10,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
+use zstd::zstd_safe::{self, CCtx, CParameter};
 
 use super::delta::{HEADER_LEN, MAGIC, NEW, Old, VERSION};
 use super::frames::as_prefix;
 use super::index::{self, BLOCK_LEN, Hash, Index};
-use super::pack::compress;
+use super::pieces;
 use super::reader::Bundle;
 use crate::model::Digest;
 use crate::{Doing, Error, Result, sys};
@@ -293,7 +294,7 @@ impl Anchors {
 /// Calls `found(position, fingerprint)` where a rolling hash over the last 64 bytes says so, which depends on the content
 /// only and not on where it lies.
 fn each_anchor(bytes: &[u8], mut found: impl FnMut(usize, u32)) {
-    let gear = gear();
+    let gear = pieces::gear();
     let mut hash = 0_u64;
     for (at, byte) in bytes.iter().enumerate() {
         hash = (hash << 1).wrapping_add(gear.get(usize::from(*byte)).copied().unwrap_or(0));
@@ -304,13 +305,18 @@ fn each_anchor(bytes: &[u8], mut found: impl FnMut(usize, u32)) {
     }
 }
 
-/// A number for each byte value, without pattern (splitmix64).
-fn gear() -> [u64; 256] {
-    let mut state = 0_u64;
-    std::array::from_fn(|_| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    })
+/// One zstd frame of `plain`, to be decompressed with `prefix` at hand.
+fn compress(prefix: &[u8], plain: &[u8], level: i32) -> Result<Vec<u8>> {
+    let failed = |code| Error::failed(format!("compress: {}", zstd_safe::get_error_name(code)));
+    let mut zstd = CCtx::try_create().ok_or_else(|| Error::failed("compress: no memory"))?;
+    zstd.set_parameter(CParameter::CompressionLevel(level)).map_err(failed)?;
+    // Window and tables that reach over prefix and frame; by itself zstd would only look at the size of the frame.
+    let log = (prefix.len() + plain.len()).next_power_of_two().ilog2().clamp(10, 27);
+    for parameter in [CParameter::WindowLog(log), CParameter::ChainLog(log), CParameter::HashLog(log)] {
+        zstd.set_parameter(parameter).map_err(failed)?;
+    }
+    zstd.ref_prefix(prefix).map_err(failed)?;
+    let mut data = Vec::with_capacity(zstd_safe::compress_bound(plain.len()));
+    zstd.compress2(&mut data, plain).map_err(failed)?;
+    Ok(data)
 }

@@ -1,17 +1,23 @@
-//! Frames: compressed carried blocks, checked on both sides of the decompressor.
+//! Frames: compressed carried blocks, checked when they come out of the decompressor.
 
 use std::ops::Range;
 
 use zstd::zstd_safe::{self, DCtx, MAGIC_DICTIONARY};
 
-use super::index::{self, BLOCK_LEN, Frame, Index};
+use super::index::{self, BLOCK_LEN, Index};
 use crate::model::payload::BLOCK_BYTES;
 use crate::{Error, Result};
 
-/// The plain blocks are moved to the front of their buffer only when so many times prefix and frame are in it.
+/// The most blocks that are decoded in one go.
+pub const BATCH_BLOCKS: u64 = 64;
+/// The plain blocks are moved to the front of their buffer only when so many times prefix and batch are in it.
 const SLACK: usize = 2;
+/// How a zstd frame of 4096 bytes begins whose window is the content: magic number, descriptor, 4096 - 256.
+const FRAME_HEADER: [u8; 7] = [0x28, 0xb5, 0x2f, 0xfd, 0x60, 0x00, 0x0f];
+/// In a block's header: the last of its frame, compressed.
+const LAST_COMPRESSED: u32 = 0b101;
 
-/// Decodes frames; holds the blocks before the next one, as many as its prefix needs. Memory: twice prefix and frame.
+/// Decodes frames; holds the blocks before the next one, as many as its prefix needs. Memory: twice prefix and batch.
 pub struct Decoder {
     zstd: DCtx<'static>,
     compressed: Vec<u8>,
@@ -42,58 +48,58 @@ impl Decoder {
         Ok(Self { zstd, compressed: Vec::new(), plain: Vec::new(), held: 0..0 })
     }
 
-    /// Decodes `frame`, whose compressed bytes `fill` supplies, and gives its blocks in order. Every block was
-    /// compared with its hash. Blocks of its prefix that were not decoded just before are asked of `recall`.
+    /// Decodes the frames of the blocks `carried`, at most [`BATCH_BLOCKS`], whose bytes `fill` supplies, and gives the blocks
+    /// in order. Every block was compared with its hash. Blocks before them that were not decoded just before are asked of
+    /// `recall`.
     ///
     /// # Errors
-    /// `Failed` from `fill` and `recall`, or if the bytes are not the ones that were signed.
+    /// `Failed` from `fill` and `recall`, or if what comes out is not what was signed.
     pub fn decode<'a>(
         &'a mut self,
         index: &'a Index,
-        frame: &Frame,
+        carried: Range<u64>,
         fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
         recall: &mut Recall,
     ) -> Result<Vec<Checked<'a>>> {
-        self.compressed.resize(frame.data_len, 0);
+        let lens: Vec<usize> = carried.clone().filter_map(|c| index.frame_len(c)).collect();
+        self.compressed.resize(lens.iter().sum(), 0);
         fill(&mut self.compressed)?;
-        if index::hash(&self.compressed) != frame.hash {
-            return Err(damaged(index, frame, "its frame does not match its hash"));
-        }
-        // Exactly one zstd frame: no skippable ones, nothing behind it.
-        if zstd_safe::find_frame_compressed_size(&self.compressed) != Ok(frame.data_len) {
-            return Err(damaged(index, frame, "not one zstd frame"));
-        }
-        self.hold(index, frame.prefix.clone(), recall)?;
+        self.hold(index, carried.start, recall)?;
         let start = self.plain.len();
-        let prefix_start = start - len_of(&frame.prefix)?;
-        self.plain.resize(start + len_of(&frame.carried)?, 0);
-        // Until it was checked, the buffer is longer than what is held, so that nothing of it is used again.
-        let (before, plain) = self.plain.split_at_mut(start);
-        let prefix = as_prefix(before.get(prefix_start..).unwrap_or_default());
-        decompress(&mut self.zstd, &self.compressed, prefix, plain)
-            .map_err(|what| damaged(index, frame, &what))?;
-        check(index, &frame.carried, plain)?;
-        self.held.end = frame.carried.end;
-        let runs = index.runs(frame.carried.clone());
+        let reach = len_of(&(0..index.prefix_blocks().into()))?;
+        let mut rest = self.compressed.as_slice();
+        for (number, len) in carried.clone().zip(lens) {
+            let (data, after) = rest.split_at(len);
+            rest = after;
+            let at = self.plain.len();
+            self.plain.resize(at + BLOCK_LEN, 0);
+            let (before, plain) = self.plain.split_at_mut(at);
+            let prefix = as_prefix(before.get(at.saturating_sub(reach)..).unwrap_or_default());
+            expand(&mut self.zstd, data, prefix, plain).map_err(|what| damaged(index, number, &what))?;
+            if index.hash(number) != Some(index::hash(plain)) {
+                return Err(damaged(index, number, "does not match its signed hash"));
+            }
+            // Until here the buffer was longer than what is held, so nothing unchecked is ever used again.
+            self.held.end = number + 1;
+        }
         let mut plain = self.plain.get(start..).unwrap_or_default();
-        Ok(runs
-            .map(|run| {
-                let (head, rest) = plain.split_at(len_of(&(0..run.len)).unwrap_or(0).min(plain.len()));
-                plain = rest;
-                Checked { run, bytes: head }
-            })
-            .collect())
+        let split = |run: index::Run| {
+            let (head, rest) = plain.split_at(len_of(&(0..run.len)).unwrap_or(0).min(plain.len()));
+            plain = rest;
+            Checked { run, bytes: head }
+        };
+        Ok(index.runs(carried).map(split).collect())
     }
 
-    /// Makes the buffer end with the blocks of `prefix`.
-    fn hold(&mut self, index: &Index, prefix: Range<u64>, recall: &mut Recall) -> Result<()> {
+    /// Makes the buffer end with the blocks before `first`, as many as belong to its prefix.
+    fn hold(&mut self, index: &Index, first: u64, recall: &mut Recall) -> Result<()> {
+        let prefix = first.saturating_sub(index.prefix_blocks().into())..first;
         let follows = self.held.start <= prefix.start && (prefix.start..=prefix.end).contains(&self.held.end);
         if !follows || self.plain.len() != len_of(&self.held)? {
             self.plain.clear();
             self.held = prefix.start..prefix.start;
         }
-        let (frame_blocks, prefix_blocks) = index.limits();
-        let room = len_of(&(0..u64::from(frame_blocks) + u64::from(prefix_blocks)))?;
+        let room = len_of(&(0..BATCH_BLOCKS + u64::from(index.prefix_blocks())))?;
         if self.plain.len() + room > SLACK * room {
             let keep = len_of(&(prefix.start..self.held.end))?;
             self.plain.drain(..self.plain.len() - keep);
@@ -122,6 +128,26 @@ pub fn as_prefix(mut blocks: &[u8]) -> &[u8] {
     blocks
 }
 
+/// Decodes the frame of one block.
+fn expand(
+    zstd: &mut DCtx<'_>,
+    data: &[u8],
+    prefix: &[u8],
+    plain: &mut [u8],
+) -> std::result::Result<(), String> {
+    match data {
+        [byte] => plain.fill(*byte),
+        _ if data.len() == BLOCK_LEN => plain.copy_from_slice(data),
+        _ => {
+            let len = u32::try_from(data.len()).map_err(|e| e.to_string())?;
+            let [a, b, c, _] = (len << 3 | LAST_COMPRESSED).to_le_bytes();
+            let frame = [&FRAME_HEADER[..], &[a, b, c], data].concat();
+            decompress(zstd, &frame, prefix, plain)?;
+        }
+    }
+    Ok(())
+}
+
 /// One call into a buffer of the exact length: no window is ever allocated, whatever the frame asks for.
 pub(super) fn decompress(
     zstd: &mut DCtx<'_>,
@@ -132,32 +158,17 @@ pub(super) fn decompress(
     let expected = plain.len();
     match zstd.decompress_using_dict(plain, compressed, prefix) {
         Ok(len) if len == expected => Ok(()),
-        Ok(_) => Err("its frame holds fewer blocks than promised".into()),
+        Ok(_) => Err("its frame holds less than promised".into()),
         Err(code) => Err(zstd_safe::get_error_name(code).to_owned()),
     }
 }
 
-/// Compares each block with its hash.
-fn check(index: &Index, carried: &Range<u64>, plain: &[u8]) -> Result<()> {
-    for (number, bytes) in carried.clone().zip(plain.chunks_exact(BLOCK_LEN)) {
-        if index.hash(number) != Some(index::hash(bytes)) {
-            let block = block_of(index, number);
-            return Err(Error::failed(format!(
-                "block {block} (byte {}) does not match its signed hash; the bundle was changed, get it again",
-                block.saturating_mul(BLOCK_BYTES)
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn damaged(index: &Index, frame: &Frame, what: &str) -> Error {
-    let block = block_of(index, frame.carried.start);
-    Error::failed(format!("block {block}: {what}; the bundle is damaged, get it again"))
-}
-
-fn block_of(index: &Index, carried: u64) -> u64 {
-    index.runs(carried..carried + 1).next().map_or(0, |run| run.block)
+fn damaged(index: &Index, carried: u64, what: &str) -> Error {
+    let block = index.runs(carried..carried + 1).next().map_or(0, |run| run.block);
+    Error::failed(format!(
+        "block {block} (byte {}): {what}; the bundle is damaged, get it again",
+        block.saturating_mul(BLOCK_BYTES)
+    ))
 }
 
 fn len_of(carried: &Range<u64>) -> Result<usize> {

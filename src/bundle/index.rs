@@ -1,4 +1,5 @@
-//! The block index: where an image has data, a hash for each block of it, and the frames that carry them.
+//! The block index: where an image has data, for each block of it a hash and the length of its frame, and the pieces that its
+//! data can be found by elsewhere.
 //!
 //! The layout is in `FORMAT.md`. An index is used only after its bytes were seen to have the digest in the signed
 //! manifest; even so each number in it is checked against the manifest and against the others.
@@ -7,21 +8,24 @@ use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
 
+use super::frames::BATCH_BLOCKS;
+use super::pieces::{self, Print};
 use crate::model::payload::{BLOCK_BYTES, Payload};
 use crate::{Error, Result};
 
 const MAGIC: [u8; 8] = *b"twhindex";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_LEN: usize = 64;
 const EXTENT_LEN: usize = 16;
 const HASH_LEN: usize = 16;
-const FRAME_LEN: usize = 20;
+const SIZE_LEN: usize = 2;
+const PIECE_LEN: usize = 6;
 /// Length of a block in memory.
 pub const BLOCK_LEN: usize = 4096;
-/// The most blocks that one frame may carry: 4 MiB. It bounds what a reader holds in memory.
-pub const FRAME_BLOCKS_MAX: u32 = 1024;
 /// The most blocks before a frame that it may be compressed with: 8 MiB. It bounds what a reader holds in memory.
 pub const PREFIX_BLOCKS_MAX: u32 = 2048;
+/// Of so many frames in a row, only the first one's place is remembered.
+const STEP: usize = 64;
 
 /// The first 16 bytes of a SHA-256.
 pub type Hash = [u8; HASH_LEN];
@@ -34,31 +38,10 @@ pub fn hash(bytes: &[u8]) -> Hash {
     short
 }
 
-/// The longest a compressed frame of `blocks` blocks may be: what zstd needs for bytes that do not compress.
-pub const fn data_len_max(blocks: u32) -> u64 {
-    let plain = blocks as u64 * BLOCK_BYTES;
-    plain + plain / 128 + 512
-}
-
-/// One frame: some carried blocks, compressed together.
+/// Blocks that lie next to each other in the image.
 ///
 /// *Carried* blocks are those that are not zero. They are numbered from 0 in the order of the image, and that
-/// number is meant wherever "carried" is said.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame {
-    /// The carried blocks in it.
-    pub carried: Range<u64>,
-    /// The carried blocks before it that the decompressor must be shown.
-    pub prefix: Range<u64>,
-    /// Where its compressed bytes begin in the frames member.
-    pub offset: u64,
-    /// How many they are.
-    pub data_len: usize,
-    /// Their hash, so that nothing unsigned reaches the decompressor.
-    pub hash: Hash,
-}
-
-/// Carried blocks that lie next to each other in the image.
+/// number is meant wherever "carried" is said. Each has a frame of its own, with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
     /// Number of the first block in the image.
@@ -69,16 +52,17 @@ pub struct Run {
     pub len: u64,
 }
 
-/// A checked index. Hashes and frames stay in the form of their bytes: 16 for each block that is not zero.
+/// A checked index. Its tables stay in the form of their bytes: 18 for each block that is not zero, and 6 for each piece.
 #[derive(Debug)]
 pub struct Index {
     bytes: Vec<u8>,
     /// Every stretch of the image that is not zero.
     runs: Vec<Run>,
-    /// Where each frame ends in the frames member.
-    ends: Vec<u64>,
+    /// Where every [`STEP`]th frame begins in the frames member, and where the last one ends.
+    places: Vec<u64>,
+    /// Where each piece begins in the carried blocks, and where the last one ends.
+    starts: Vec<u64>,
     carried: u64,
-    frame_blocks: u32,
     prefix_blocks: u32,
 }
 
@@ -93,38 +77,37 @@ impl Index {
         };
         let mut fields = Fields(&bytes);
         if fields.array() != Some(MAGIC) || fields.u32() != Some(VERSION) {
-            return Err(wrong("not an index of version 1"));
+            return Err(wrong("not an index of version 2"));
         }
         if fields.u32().map(u64::from) != Some(BLOCK_BYTES) || fields.u64() != Some(payload.size) {
             return Err(wrong("another block size or image length than the manifest's"));
         }
-        let header = (fields.u64(), fields.u64(), fields.u64(), fields.u32(), fields.u32(), fields.u64());
-        let (Some(carried), Some(extents), frames_len, Some(frame_blocks), Some(prefix_blocks), Some(0)) =
-            header
+        let header = (fields.u64(), fields.u64(), fields.u64(), fields.u64(), fields.u32(), fields.u32());
+        let (Some(carried), Some(extents), frames_len, Some(pieces), Some(prefix_blocks), Some(0)) = header
         else {
             return Err(wrong("flags that are not known"));
         };
         if frames_len != Some(payload.frames_size) {
             return Err(wrong("another length of all frames than the manifest's"));
         }
-        if !(1..=FRAME_BLOCKS_MAX).contains(&frame_blocks) || prefix_blocks > PREFIX_BLOCKS_MAX {
-            return Err(wrong("frames or prefixes that are too large"));
+        if prefix_blocks > PREFIX_BLOCKS_MAX {
+            return Err(wrong("prefixes that are too large"));
         }
-        // Before anything is allocated: both counts are bounded by the blocks that there are.
+        // Before anything is allocated: all counts are bounded by the blocks that there are.
         let fits = carried <= payload.blocks() && extents <= carried;
-        if !fits || len_of(carried, extents, frame_blocks) != Some(bytes.len() as u64) {
+        if !fits || len_of(carried, extents, pieces) != Some(bytes.len() as u64) {
             return Err(wrong("a length that does not fit its counts"));
         }
         let runs = read_runs(fields.0, extents, carried, payload.blocks())
             .ok_or_else(|| wrong("stretches of data that overlap, touch, or do not fit their count"))?;
-        let mut index = Self { bytes, runs, ends: Vec::new(), carried, frame_blocks, prefix_blocks };
-        match index.read_ends() {
-            Some(ends) if ends.last().copied().unwrap_or(0) == payload.frames_size => {
-                index.ends = ends;
-                Ok(index)
-            }
-            _ => Err(wrong("frames whose lengths do not fit")),
+        let mut index = Self { bytes, runs, places: Vec::new(), starts: Vec::new(), carried, prefix_blocks };
+        index.places = index.read_places();
+        if index.places.is_empty() || index.places.last() != Some(&payload.frames_size) {
+            return Err(wrong("frames whose lengths do not fit"));
         }
+        index.starts =
+            index.read_starts(pieces).ok_or_else(|| wrong("pieces that do not fit the stretches of data"))?;
+        Ok(index)
     }
 
     /// The index as it was read.
@@ -137,14 +120,9 @@ impl Index {
         self.carried
     }
 
-    /// How many frames there are.
-    pub const fn frames(&self) -> u64 {
-        self.carried.div_ceil(self.frame_blocks as u64)
-    }
-
-    /// The most blocks that one frame carries, and that are shown before it.
-    pub const fn limits(&self) -> (u32, u32) {
-        (self.frame_blocks, self.prefix_blocks)
+    /// The most blocks before a frame that it was compressed with.
+    pub const fn prefix_blocks(&self) -> u32 {
+        self.prefix_blocks
     }
 
     /// The hash of a carried block, or `None` after the last.
@@ -152,21 +130,27 @@ impl Index {
         if carried >= self.carried {
             return None;
         }
-        Fields(self.bytes.get(self.hash_at(carried)?..)?).array()
+        self.fields(self.hashes_at(), carried, HASH_LEN)?.array()
     }
 
-    /// A frame by its number, or `None` after the last.
-    pub fn frame(&self, number: u64) -> Option<Frame> {
-        let end = *self.ends.get(usize::try_from(number).ok()?)?;
-        let (data_len, hash) = self.record(number)?;
-        let first = number * u64::from(self.frame_blocks);
-        Some(Frame {
-            carried: first..(first + u64::from(self.frame_blocks)).min(self.carried),
-            prefix: first.saturating_sub(self.prefix_blocks.into())..first,
-            offset: end.checked_sub(data_len.into())?,
-            data_len: usize::try_from(data_len).ok()?,
-            hash,
-        })
+    /// The length of the frame of a carried block, or `None` after the last.
+    pub fn frame_len(&self, carried: u64) -> Option<usize> {
+        if carried >= self.carried {
+            return None;
+        }
+        self.fields(self.sizes_at(), carried, SIZE_LEN)?.array().map(u16::from_le_bytes).map(usize::from)
+    }
+
+    /// Where the frames of some carried blocks lie in the frames member, or `None` behind its end.
+    pub fn frames(&self, carried: &Range<u64>) -> Option<Range<u64>> {
+        Some(self.place(carried.start)?..self.place(carried.end)?)
+    }
+
+    /// All carried blocks, in batches that are decoded in one go.
+    pub fn batches(&self) -> impl Iterator<Item = Range<u64>> + use<> {
+        let carried = self.carried;
+        (0..carried.div_ceil(BATCH_BLOCKS))
+            .map(move |n| n * BATCH_BLOCKS..carried.min((n + 1) * BATCH_BLOCKS))
     }
 
     /// Where some carried blocks lie in the image, in order.
@@ -184,33 +168,96 @@ impl Index {
             .filter(|r| r.len > 0)
     }
 
-    fn hash_at(&self, carried: u64) -> Option<usize> {
-        let start = HEADER_LEN.checked_add(self.runs.len().checked_mul(EXTENT_LEN)?)?;
-        start.checked_add(usize::try_from(carried).ok()?.checked_mul(HASH_LEN)?)
+    /// How many pieces there are.
+    pub const fn pieces(&self) -> usize {
+        self.starts.len().saturating_sub(1)
     }
 
-    /// A frame's compressed length and the hash of its bytes.
-    fn record(&self, number: u64) -> Option<(u32, Hash)> {
-        let start = self.hash_at(self.carried)?;
-        let start = start.checked_add(usize::try_from(number).ok()?.checked_mul(FRAME_LEN)?)?;
-        let mut fields = Fields(self.bytes.get(start..)?);
-        Some((fields.u32()?, fields.array()?))
+    /// The print of a piece, or `None` after the last.
+    pub fn print(&self, piece: usize) -> Option<Print> {
+        if piece >= self.pieces() {
+            return None;
+        }
+        let mut fields = self.fields(self.pieces_at(), piece as u64, PIECE_LEN)?;
+        let len = fields.array().map(u16::from_le_bytes)?;
+        Some(Print { crc: fields.u32()?, len })
     }
 
-    fn read_ends(&self) -> Option<Vec<u64>> {
-        let mut ends = Vec::new();
+    /// The pieces that a carried block has a part of, each with the place where it begins: bytes from the beginning of all
+    /// carried blocks.
+    pub fn pieces_of(&self, carried: u64) -> impl Iterator<Item = (usize, u64)> + '_ {
+        let (start, end) = (carried * BLOCK_BYTES, (carried + 1) * BLOCK_BYTES);
+        let first = self.starts.partition_point(|s| *s <= start).saturating_sub(1);
+        let starts = self.starts.get(first..self.pieces()).unwrap_or_default();
+        (first..).zip(starts.iter().copied()).take_while(move |(_, start)| *start < end)
+    }
+
+    const fn hashes_at(&self) -> usize {
+        HEADER_LEN + self.runs.len() * EXTENT_LEN
+    }
+
+    fn sizes_at(&self) -> usize {
+        self.hashes_at() + usize::try_from(self.carried).unwrap_or(0) * HASH_LEN
+    }
+
+    fn pieces_at(&self) -> usize {
+        self.sizes_at() + usize::try_from(self.carried).unwrap_or(0) * SIZE_LEN
+    }
+
+    /// An entry of a table that begins at `table`.
+    fn fields(&self, table: usize, number: u64, len: usize) -> Option<Fields<'_>> {
+        let start = table.checked_add(usize::try_from(number).ok()?.checked_mul(len)?)?;
+        self.bytes.get(start..).map(Fields)
+    }
+
+    /// Where a frame begins in the frames member, or where the last one ends.
+    fn place(&self, carried: u64) -> Option<u64> {
+        if carried >= self.carried {
+            return self.places.last().copied().filter(|_| carried == self.carried);
+        }
+        let step = usize::try_from(carried).ok()? / STEP;
+        let first = step as u64 * STEP as u64;
+        let lens = (first..carried).map(|c| self.frame_len(c).unwrap_or(0) as u64);
+        Some(self.places.get(step)? + lens.sum::<u64>())
+    }
+
+    /// Empty if a frame has a length that none can have.
+    fn read_places(&self) -> Vec<u64> {
+        let mut places = Vec::new();
         let mut end = 0_u64;
-        for number in 0..self.frames() {
-            let (len, _) = self.record(number)?;
-            let left = self.carried - number * u64::from(self.frame_blocks);
-            let blocks = u32::try_from(left).unwrap_or(u32::MAX).min(self.frame_blocks);
-            if len == 0 || u64::from(len) > data_len_max(blocks) {
+        for carried in 0..self.carried {
+            match self.frame_len(carried) {
+                Some(len @ 1..=BLOCK_LEN) => {
+                    if carried % STEP as u64 == 0 {
+                        places.push(end);
+                    }
+                    end = end.saturating_add(len as u64);
+                }
+                _ => return Vec::new(),
+            }
+        }
+        places.push(end);
+        places
+    }
+
+    /// `None` if a piece does not end with the stretch of data that it is in.
+    fn read_starts(&self, pieces: u64) -> Option<Vec<u64>> {
+        let mut starts = vec![0];
+        let mut runs = self.runs.iter().map(|r| (r.carried + r.len) * BLOCK_BYTES).peekable();
+        let mut end = 0;
+        for piece in 0..pieces {
+            let len = self.fields(self.pieces_at(), piece, PIECE_LEN)?.array().map(u16::from_le_bytes)?;
+            let run_end = *runs.peek()?;
+            end += u64::from(len);
+            if len == 0 || usize::from(len) > pieces::LEN_MAX || end > run_end {
                 return None;
             }
-            end = end.checked_add(len.into())?;
-            ends.push(end);
+            if end == run_end {
+                runs.next();
+            }
+            starts.push(end);
         }
-        Some(ends)
+        runs.next().is_none().then_some(starts)
     }
 }
 
@@ -232,36 +279,36 @@ fn read_runs(bytes: &[u8], extents: u64, carried: u64, blocks: u64) -> Option<Ve
 }
 
 /// The length of an index in bytes.
-fn len_of(carried: u64, extents: u64, frame_blocks: u32) -> Option<u64> {
-    let hashes = carried.checked_mul(HASH_LEN as u64)?;
-    let frames = carried.div_ceil(frame_blocks.into()).checked_mul(FRAME_LEN as u64)?;
+fn len_of(carried: u64, extents: u64, pieces: u64) -> Option<u64> {
+    let blocks = carried.checked_mul((HASH_LEN + SIZE_LEN) as u64)?;
+    let pieces = pieces.checked_mul(PIECE_LEN as u64)?;
     let extents = extents.checked_mul(EXTENT_LEN as u64)?;
-    extents.checked_add(hashes)?.checked_add(frames)?.checked_add(HEADER_LEN as u64)
+    extents.checked_add(blocks)?.checked_add(pieces)?.checked_add(HEADER_LEN as u64)
 }
 
 /// An index in the making.
 #[cfg(feature = "build-host")]
 #[derive(Debug)]
 pub struct Builder {
-    frame_blocks: u32,
     prefix_blocks: u32,
     extents: Vec<(u64, u64)>,
     hashes: Vec<u8>,
-    frames: Vec<u8>,
+    sizes: Vec<u8>,
     frames_len: u64,
+    pieces: Vec<u8>,
 }
 
 #[cfg(feature = "build-host")]
 impl Builder {
-    /// An index whose frames carry `frame_blocks` blocks, compressed with `prefix_blocks` before them.
-    pub const fn new(frame_blocks: u32, prefix_blocks: u32) -> Self {
+    /// An index whose frames are compressed with `prefix_blocks` blocks before them.
+    pub const fn new(prefix_blocks: u32) -> Self {
         Self {
-            frame_blocks,
             prefix_blocks,
             extents: Vec::new(),
             hashes: Vec::new(),
-            frames: Vec::new(),
+            sizes: Vec::new(),
             frames_len: 0,
+            pieces: Vec::new(),
         }
     }
 
@@ -274,11 +321,16 @@ impl Builder {
         self.hashes.extend(hash);
     }
 
-    /// Adds the next frame: its compressed length, and the hash of its compressed bytes.
-    pub fn frame(&mut self, data_len: u32, hash: Hash) {
-        self.frames.extend(data_len.to_le_bytes());
-        self.frames.extend(hash);
-        self.frames_len += u64::from(data_len);
+    /// Adds the length of the next frame.
+    pub fn frame(&mut self, len: u16) {
+        self.sizes.extend(len.to_le_bytes());
+        self.frames_len += u64::from(len);
+    }
+
+    /// Adds the next piece.
+    pub fn piece(&mut self, print: Print) {
+        self.pieces.extend(print.len.to_le_bytes());
+        self.pieces.extend(print.crc.to_le_bytes());
     }
 
     /// The index's bytes, and the length of all frames.
@@ -291,15 +343,16 @@ impl Builder {
         bytes.extend((self.hashes.len() as u64 / HASH_LEN as u64).to_le_bytes());
         bytes.extend((self.extents.len() as u64).to_le_bytes());
         bytes.extend(self.frames_len.to_le_bytes());
-        bytes.extend(self.frame_blocks.to_le_bytes());
+        bytes.extend((self.pieces.len() as u64 / PIECE_LEN as u64).to_le_bytes());
         bytes.extend(self.prefix_blocks.to_le_bytes());
-        bytes.extend(0_u64.to_le_bytes());
+        bytes.extend(0_u32.to_le_bytes());
         for (block, len) in &self.extents {
             bytes.extend(block.to_le_bytes());
             bytes.extend(len.to_le_bytes());
         }
         bytes.extend(&self.hashes);
-        bytes.extend(&self.frames);
+        bytes.extend(&self.sizes);
+        bytes.extend(&self.pieces);
         (bytes, self.frames_len)
     }
 }
@@ -327,7 +380,7 @@ impl Fields<'_> {
 mod tests {
     use super::*;
     use crate::model::Digest;
-    use crate::model::PayloadKind;
+    use crate::model::payload::PayloadKind;
 
     const SIZE: u64 = 6 * 4096 - 7;
 
@@ -344,33 +397,55 @@ mod tests {
         }
     }
 
-    /// Six blocks, of which 0, 2, 3 and 5 are not zero; two frames of three and one.
-    fn example() -> (Vec<u8>, u64) {
-        let mut b = Builder::new(3, 2);
-        for (block, h) in [(0, 1), (2, 2), (3, 3), (5, 4)] {
-            b.block(block, [h; 16]);
-        }
-        b.frame(100, [8; 16]);
-        b.frame(50, [9; 16]);
+    fn builder(extents: &[(u64, u64)], frames: &[u16], pieces: &[u16]) -> (Vec<u8>, u64) {
+        let mut b = Builder::new(2);
+        b.extents = extents.to_vec();
+        b.hashes = (1..=4).flat_map(|h| [h; 16]).collect();
+        frames.iter().for_each(|len| b.frame(*len));
+        pieces.iter().for_each(|len| b.piece(Print { crc: 7, len: *len }));
         b.finish(SIZE)
+    }
+
+    /// Six blocks, of which 0, 2, 3 and 5 are not zero.
+    fn example() -> (Vec<u8>, u64) {
+        builder(&[(0, 1), (2, 2), (5, 1)], &[100, 50, 4096, 1], &[1000, 3096, 8192, 4096])
     }
 
     #[test]
     fn what_is_written_is_read_back() {
         let (bytes, frames_len) = example();
-        assert_eq!((bytes.len(), frames_len), (64 + 3 * 16 + 4 * 16 + 2 * 20, 150));
-        let index = Index::parse(bytes.clone(), &payload(&bytes, 150)).unwrap();
-        assert_eq!((index.carried(), index.frames(), index.limits()), (4, 2, (3, 2)));
+        assert_eq!((bytes.len(), frames_len), (64 + 3 * 16 + 4 * 18 + 4 * 6, 4247));
+        let index = Index::parse(bytes.clone(), &payload(&bytes, frames_len)).unwrap();
+        assert_eq!((index.carried(), index.prefix_blocks(), index.pieces()), (4, 2, 4));
         assert_eq!((index.hash(2), index.hash(3), index.hash(4)), (Some([3; 16]), Some([4; 16]), None));
-        let first = Frame { carried: 0..3, prefix: 0..0, offset: 0, data_len: 100, hash: [8; 16] };
-        let last = Frame { carried: 3..4, prefix: 1..3, offset: 100, data_len: 50, hash: [9; 16] };
-        assert_eq!((index.frame(0), index.frame(1), index.frame(2)), (Some(first), Some(last), None));
+        assert_eq!((index.frame_len(0), index.frame_len(3), index.frame_len(4)), (Some(100), Some(1), None));
+        assert_eq!((index.frames(&(1..3)), index.frames(&(0..4))), (Some(100..4246), Some(0..4247)));
+        assert_eq!((index.frames(&(4..4)), index.frames(&(3..5))), (Some(4247..4247), None));
+        assert_eq!((index.print(1), index.print(4)), (Some(Print { crc: 7, len: 3096 }), None));
+        let pieces = |c| index.pieces_of(c).collect::<Vec<_>>();
+        assert_eq!((pieces(0), pieces(1)), (vec![(0, 0), (1, 1000)], vec![(2, 4096)]));
+        assert_eq!((pieces(2), pieces(3), pieces(4)), (vec![(2, 4096)], vec![(3, 12288)], vec![]));
+    }
+
+    #[test]
+    fn frames_far_in_are_found() {
+        let mut b = Builder::new(0);
+        (0..300).for_each(|i| b.block(i, [1; 16]));
+        (0..300).for_each(|i| b.frame(i + 1));
+        (0..75).for_each(|_| b.piece(Print { crc: 0, len: 16384 }));
+        let (bytes, len) = b.finish(300 * 4096);
+        let payload = Payload { size: 300 * 4096, ..payload(&bytes, len) };
+        let index = Index::parse(bytes, &payload).unwrap();
+        let sum = |n: u64| n * (n + 1) / 2;
+        for n in [0, 1, 63, 64, 65, 200, 299] {
+            assert_eq!(index.frames(&(n..n + 1)), Some(sum(n)..sum(n + 1)));
+        }
     }
 
     #[test]
     fn runs_tell_where_carried_blocks_lie() {
-        let (bytes, _) = example();
-        let index = Index::parse(bytes.clone(), &payload(&bytes, 150)).unwrap();
+        let (bytes, len) = example();
+        let index = Index::parse(bytes.clone(), &payload(&bytes, len)).unwrap();
         let runs = |r: Range<u64>| index.runs(r).map(|r| (r.block, r.carried, r.len)).collect::<Vec<_>>();
         assert_eq!(runs(0..4), [(0, 0, 1), (2, 1, 2), (5, 3, 1)]);
         assert_eq!(runs(1..2), [(2, 1, 1)]);
@@ -391,35 +466,40 @@ mod tests {
             vec![(0, 1), (2, u64::MAX)],
             vec![(0, 1), (u64::MAX, 3)],
         ] {
-            let mut b = Builder::new(3, 2);
-            b.extents.clone_from(&extents);
-            b.hashes = vec![1; 4 * 16];
-            b.frame(100, [8; 16]);
-            b.frame(50, [9; 16]);
-            let (bytes, len) = b.finish(SIZE);
+            let (bytes, len) = builder(&extents, &[1, 2, 3, 4], &[16384]);
             let parsed = Index::parse(bytes.clone(), &payload(&bytes, len));
             assert_eq!(parsed.is_ok(), extents == [(0, 4)], "{extents:?}");
         }
     }
 
     #[test]
-    fn lengths_of_frames_must_be_possible() {
-        for (lens, good) in
-            [([100, 50], true), ([0, 50], false), ([100, 0], false), ([100, 4096 + 32 + 513], false)]
-        {
-            let mut b = Builder::new(3, 0);
-            (0..4).for_each(|i| b.block(i, [1; 16]));
-            lens.iter().for_each(|len| b.frame(*len, [0; 16]));
-            let (bytes, len) = b.finish(SIZE);
-            assert_eq!(Index::parse(bytes.clone(), &payload(&bytes, len)).is_ok(), good, "{lens:?}");
+    fn lengths_of_frames_and_pieces_must_be_possible() {
+        let all: &[u16] = &[4096, 8192, 4096];
+        for (frames, pieces, good) in [
+            ([1, 1, 1, 4096], all, true),
+            ([1, 1, 1, 0], all, false),
+            ([1, 4097, 1, 1], all, false),
+            ([1; 4], &[4096, 4096, 4096, 4096], true),
+            ([1; 4], &[4096, 8192], false),
+            ([1; 4], &[4096, 8192, 4096, 1], false),
+            ([1; 4], &[4096, 0, 8192, 4096], false),
+            ([1; 4], &[4000, 8288, 4096], false),
+            ([1; 4], &[12288, 4096], false),
+            ([1; 4], &[], false),
+        ] {
+            let (bytes, len) = builder(&[(0, 1), (2, 2), (5, 1)], &frames, pieces);
+            let parsed = Index::parse(bytes.clone(), &payload(&bytes, len));
+            assert_eq!(parsed.is_ok(), good, "{frames:?} {pieces:?}");
         }
+        let (bytes, len) = builder(&[(0, 4)], &[1; 4], &[16385]);
+        Index::parse(bytes.clone(), &payload(&bytes, len)).unwrap_err();
     }
 
     #[test]
     fn every_change_of_the_header_is_refused() {
         let (bytes, len) = example();
-        // Other sizes of frames and prefixes may make sense; then the frames do not decode.
-        for byte in (0..48).chain(54..HEADER_LEN) {
+        // Another size of prefixes may make sense; then the frames do not decode.
+        for byte in (0..56).chain(58..HEADER_LEN) {
             for flip in [1, 0x80, 0xff] {
                 let mut bad = bytes.clone();
                 bad[byte] ^= flip;

@@ -21,6 +21,9 @@ mod keys;
 pub mod pack;
 #[cfg(feature = "build-host")]
 pub mod pack_files;
+#[cfg(feature = "build-host")]
+mod pack_frames;
+mod pieces;
 mod reader;
 #[cfg(feature = "build-host")]
 pub mod sign;
@@ -29,8 +32,9 @@ pub mod source;
 pub use address::Token;
 pub use delta::{Buffers, Delta, Old};
 pub use fetch::{Limits, Meter, too_much};
-pub use frames::{Checked, Decoder};
+pub use frames::{BATCH_BLOCKS, Checked, Decoder};
 pub use index::{BLOCK_LEN, Hash, Index, Run, hash};
 pub use keys::{KeyId, Keys, Signature};
+pub use pieces::{Cutter, LEN_MAX as PIECE_LEN_MAX, Print};
 pub use reader::{Bundle, Description, Frames, Progress, describe};
 pub use source::{Reach, Source};

@@ -7,13 +7,13 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
-use zstd::zstd_safe::{self, CCtx, CParameter};
 
 use super::archive;
-use super::frames::as_prefix;
 use super::index::{self, BLOCK_LEN, Builder};
 use super::keys::Signature;
 use super::pack_files::{self, NamedFile};
+use super::pack_frames;
+use super::pieces::{self, Cutter, Print};
 use crate::model::device::DeviceType;
 use crate::model::manifest::Provides;
 use crate::model::payload::{BLOCK_BYTES, IMAGE_MAX_BYTES, IMAGE_MIN_BYTES};
@@ -22,8 +22,8 @@ use crate::{Doing, Error, Result, sys};
 
 /// The image is read, and holes are looked for, in pieces of this many bytes.
 const PIECE_LEN: usize = 1024 * 1024;
-/// How many frames wait for each processor before they are compressed together.
-const FRAMES_PER_THREAD: usize = 16;
+/// How much one processor compresses at a time.
+const SEGMENT_LEN: usize = 32 * 1024 * 1024;
 
 /// What the maker says of an image.
 #[derive(Debug, Clone)]
@@ -42,8 +42,6 @@ pub struct Recipe {
     pub provides: Provides,
     /// zstd's level, 1 to 22.
     pub level: i32,
-    /// Blocks in a frame, 1 to `index::FRAME_BLOCKS_MAX`.
-    pub frame_blocks: u32,
     /// Blocks before a frame that it is compressed with, 0 to `index::PREFIX_BLOCKS_MAX`.
     pub prefix_blocks: u32,
     /// Files for the boot partition.
@@ -176,18 +174,20 @@ fn member(to: &mut File, name: &str, content: &mut dyn io::Read, size: u64) -> R
     Ok(to.write_all(archive::END.get(..padding).unwrap_or_default())?)
 }
 
-/// An image on its way into index and frames. A frame needs only plain blocks before it, so frames are compressed on
-/// all processors and written in order.
+/// An image on its way into index and frames. What repeats what is looked for in long segments, on all processors; their
+/// borders depend on the image only.
 struct Packer {
     index: Builder,
     image: Sha256,
     frames: File,
+    cutter: Cutter,
+    /// Blocks of the present stretch of data that were not cut into pieces yet.
+    stretch: Vec<u8>,
     /// Blocks that are not zero: at first those that were compressed already and are prefix to the others.
     plain: Vec<u8>,
     /// How many bytes of `plain` were compressed.
     done: usize,
     block: u64,
-    frame_len: usize,
     prefix_len: usize,
     level: i32,
     threads: usize,
@@ -195,28 +195,24 @@ struct Packer {
 
 impl Packer {
     fn new(frames: File, recipe: &Recipe) -> Result<Self> {
-        let (frame, prefix) = (recipe.frame_blocks, recipe.prefix_blocks);
-        if !(1..=index::FRAME_BLOCKS_MAX).contains(&frame)
-            || prefix > index::PREFIX_BLOCKS_MAX
-            || !(1..=22).contains(&recipe.level)
-        {
+        if recipe.prefix_blocks > index::PREFIX_BLOCKS_MAX || !(1..=22).contains(&recipe.level) {
             return Err(Error::usage(format!(
-                "frames of {frame} blocks with {prefix} before them at level {}: expected 1 to {} blocks, 0 to {}, level 1 to 22",
+                "{} blocks before a frame, at level {}: expected 0 to {}, level 1 to 22",
+                recipe.prefix_blocks,
                 recipe.level,
-                index::FRAME_BLOCKS_MAX,
                 index::PREFIX_BLOCKS_MAX,
             )));
         }
-        let len = |blocks| usize::try_from(blocks).unwrap_or(0) * BLOCK_LEN;
         Ok(Self {
-            index: Builder::new(frame, prefix),
+            index: Builder::new(recipe.prefix_blocks),
             image: Sha256::new(),
             frames,
+            cutter: Cutter::default(),
+            stretch: Vec::new(),
             plain: Vec::new(),
             done: 0,
             block: 0,
-            frame_len: len(frame),
-            prefix_len: len(prefix),
+            prefix_len: usize::try_from(recipe.prefix_blocks).unwrap_or(0) * BLOCK_LEN,
             level: recipe.level,
             threads: std::thread::available_parallelism().map_or(1, NonZero::get),
         })
@@ -237,14 +233,15 @@ impl Packer {
             } else {
                 bytes.fill(0);
             }
-            self.piece(bytes)?;
+            self.part(bytes)?;
             at += n as u64;
             progress(at, len);
         }
+        self.cut(0);
         self.compress()
     }
 
-    fn piece(&mut self, bytes: &[u8]) -> Result<()> {
+    fn part(&mut self, bytes: &[u8]) -> Result<()> {
         self.image.update(bytes);
         let mut padded = [0; BLOCK_LEN];
         for block in bytes.chunks(BLOCK_LEN) {
@@ -260,35 +257,48 @@ impl Packer {
         let number = self.block;
         self.block += 1;
         if *bytes == [0; BLOCK_LEN] {
+            self.cut(0);
             return Ok(());
         }
         self.index.block(number, index::hash(bytes));
+        self.stretch.extend(bytes);
+        if self.stretch.len() >= 16 * pieces::LEN_MAX {
+            self.cut(pieces::LEN_MAX);
+        }
         self.plain.extend(bytes);
-        let batch = self.frame_len * self.threads * FRAMES_PER_THREAD;
+        let batch = SEGMENT_LEN * self.threads;
         if self.plain.len() - self.done >= batch { self.compress() } else { Ok(()) }
     }
 
-    /// Compresses what waits, in whole frames but for the last of the image, and writes it in order.
+    /// Cuts the stretch into pieces while more than `keep` bytes are left.
+    fn cut(&mut self, keep: usize) {
+        let mut rest = self.stretch.as_slice();
+        while rest.len() > keep {
+            let (piece, after) = rest.split_at(self.cutter.cut(rest));
+            self.index.piece(Print::of(piece));
+            rest = after;
+        }
+        self.stretch.drain(..self.stretch.len() - rest.len());
+    }
+
+    /// Compresses what waits, in whole segments but for the last of the image, and writes it in order.
     fn compress(&mut self) -> Result<()> {
         let (plain, done) = (&self.plain, self.done);
-        let starts: Vec<usize> = (done..plain.len()).step_by(self.frame_len).collect();
-        let share = starts.len().div_ceil(self.threads).max(1);
-        let one = |start: &usize| {
-            let end = (start + self.frame_len).min(plain.len());
-            let prefix = plain.get(start.saturating_sub(self.prefix_len)..*start).unwrap_or_default();
-            compress(as_prefix(prefix), plain.get(*start..end).unwrap_or_default(), self.level)
-        };
+        let (prefix_len, level) = (self.prefix_len, self.level);
+        let starts = (done..plain.len()).step_by(SEGMENT_LEN);
         let compressed: Vec<Result<Vec<Vec<u8>>>> = std::thread::scope(|scope| {
             let started: Vec<_> = starts
-                .chunks(share)
-                .map(|starts| scope.spawn(move || starts.iter().map(one).collect()))
+                .map(|start| {
+                    let until = plain.get(..plain.len().min(start + SEGMENT_LEN)).unwrap_or_default();
+                    scope.spawn(move || pack_frames::compress(until, start, prefix_len, level))
+                })
                 .collect();
             let broke = |_| Err(Error::inconsistent("a compressing thread broke down"));
             started.into_iter().map(|t| t.join().unwrap_or_else(broke)).collect()
         });
         for data in compressed.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten() {
-            let data_len = u32::try_from(data.len()).map_err(|_| Error::inconsistent("a frame too long"))?;
-            self.index.frame(data_len, index::hash(&data));
+            let len = u16::try_from(data.len()).map_err(|_| Error::inconsistent("a frame too long"))?;
+            self.index.frame(len);
             self.frames.write_all(&data).doing(|| "write frames")?;
         }
         self.plain.drain(..self.plain.len().saturating_sub(self.prefix_len));
@@ -313,20 +323,4 @@ impl Packer {
         };
         Ok(Part { payload, index, frames: self.frames })
     }
-}
-
-/// One zstd frame of `plain`, to be decompressed with `prefix` at hand.
-pub(super) fn compress(prefix: &[u8], plain: &[u8], level: i32) -> Result<Vec<u8>> {
-    let failed = |code| Error::failed(format!("compress: {}", zstd_safe::get_error_name(code)));
-    let mut zstd = CCtx::try_create().ok_or_else(|| Error::failed("compress: no memory"))?;
-    zstd.set_parameter(CParameter::CompressionLevel(level)).map_err(failed)?;
-    // Window and tables that reach over prefix and frame; by itself zstd would only look at the size of the frame.
-    let log = (prefix.len() + plain.len()).next_power_of_two().ilog2().clamp(10, 27);
-    for parameter in [CParameter::WindowLog(log), CParameter::ChainLog(log), CParameter::HashLog(log)] {
-        zstd.set_parameter(parameter).map_err(failed)?;
-    }
-    zstd.ref_prefix(prefix).map_err(failed)?;
-    let mut data = Vec::with_capacity(zstd_safe::compress_bound(plain.len()));
-    zstd.compress2(&mut data, plain).map_err(failed)?;
-    Ok(data)
 }

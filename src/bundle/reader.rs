@@ -168,11 +168,10 @@ impl<R: Read> Bundle<R> {
         let mut decoder = Decoder::new()?;
         let all_held =
             &mut |_, _: &mut [u8]| Err(Error::inconsistent("a prefix that was not decoded before"));
-        for number in 0..index.frames() {
-            let frame = index.frame(number).ok_or_else(|| Error::inconsistent("a frame is missing"))?;
+        for batch in index.batches() {
             let members = &mut self.members;
             let checked = decoder
-                .decode(&index, &frame, &mut |buffer| members.fill(buffer), all_held)
+                .decode(&index, batch, &mut |buffer| members.fill(buffer), all_held)
                 .doing(|| name.clone())?;
             for Checked { run, bytes } in checked {
                 output.zeros_to(run.block.saturating_mul(BLOCK_BYTES))?;
@@ -356,12 +355,12 @@ impl Frames {
         })
     }
 
-    /// Says which frames will be read, in ascending order, and how many bytes will be fetched for them.
+    /// Says of which carried blocks the frames will be read, in ascending order, and how many bytes will be fetched for them.
     ///
     /// # Errors
-    /// `Inconsistent` if there is no such frame.
-    pub fn plan(&mut self, frames: &[u64]) -> Result<u64> {
-        let wanted = frames.iter().map(|n| self.place(*n)).collect::<Result<Vec<_>>>()?;
+    /// `Inconsistent` if there are no such blocks.
+    pub fn plan(&mut self, carried: &[Range<u64>]) -> Result<u64> {
+        let wanted = carried.iter().map(|c| self.place(c)).collect::<Result<Vec<_>>>()?;
         let total = self.source.len_bytes().unwrap_or(u64::MAX);
         let ranges = fetch::merge(&wanted, self.source.meter().bytes_per_request(), total);
         let bytes = ranges.iter().map(|r| r.end - r.start).sum();
@@ -369,18 +368,17 @@ impl Frames {
         Ok(bytes)
     }
 
-    /// Decodes a frame; see [`Decoder::decode`].
+    /// Decodes the frames of some carried blocks; see [`Decoder::decode`].
     ///
     /// # Errors
-    /// `Failed` if it cannot be read or is not what was signed.
+    /// `Failed` if they cannot be read or are not what was signed.
     pub fn decode<'a>(
         &'a mut self,
         decoder: &'a mut Decoder,
-        number: u64,
+        carried: Range<u64>,
         recall: &mut Recall,
     ) -> Result<Vec<Checked<'a>>> {
-        let place = self.place(number)?;
-        let frame = self.index.frame(number).ok_or_else(|| no_frame(number))?;
+        let place = self.place(&carried)?;
         let source = &mut self.source;
         let mut fill = |buffer: &mut [u8]| {
             source.skip_to(place.clone())?;
@@ -389,7 +387,7 @@ impl Frames {
                 _ => e.into(),
             })
         };
-        decoder.decode(&self.index, &frame, &mut fill, recall)
+        decoder.decode(&self.index, carried, &mut fill, recall)
     }
 
     /// What was fetched so far.
@@ -397,15 +395,12 @@ impl Frames {
         self.source.meter()
     }
 
-    fn place(&self, number: u64) -> Result<Range<u64>> {
-        let frame = self.index.frame(number).ok_or_else(|| no_frame(number))?;
-        let start = self.frames_at.saturating_add(frame.offset);
-        Ok(start..start.saturating_add(frame.data_len as u64))
+    fn place(&self, carried: &Range<u64>) -> Result<Range<u64>> {
+        let frames = self.index.frames(carried).ok_or_else(|| {
+            Error::inconsistent(format!("there are no blocks {} to {}", carried.start, carried.end))
+        })?;
+        Ok(self.frames_at.saturating_add(frames.start)..self.frames_at.saturating_add(frames.end))
     }
-}
-
-fn no_frame(number: u64) -> Error {
-    Error::inconsistent(format!("there is no frame {number}"))
 }
 
 /// What a bundle says of itself, unchecked.

@@ -177,6 +177,10 @@ impl Report {
         let name = if installing { "installing" } else { phase.name() };
         let meaning = if installing { "an install is under way".to_owned() } else { explain(&phase) };
         self.lines.push(format!("Phase       {name}: {meaning}"));
+        let floor = record.release_floor.max(host.settings.bundle.release_floor);
+        if floor > 0 {
+            self.lines.push(format!("Releases    from {floor} on are taken"));
+        }
         if let Some(last) = &record.last {
             self.lines.push(format!("Last update {}", describe(last)));
         }
@@ -201,7 +205,8 @@ impl Report {
         let boot = json!({ "chooser": host.chooser.name(), "primary": plan.primary, "trial": plan.trial });
         self.json.insert("boot".into(), boot);
         self.json.insert("phase".into(), json!(name));
-        let update = json!({ "state": state, "hooks": hooks, "failure": failure, "last": record.last });
+        let update = json!({ "state": state, "hooks": hooks, "failure": failure, "last": record.last,
+            "release_floor": floor });
         self.json.insert("update".into(), update);
         if let Phase::Inconsistent { what } = phase {
             self.problem(Error::inconsistent(what));

@@ -189,7 +189,7 @@ mod tests {
     use crate::model::record::{Before, Release};
 
     fn release() -> Release {
-        Release { version: "2.0.0".parse().unwrap(), manifest: crate::model::Digest([7; 32]) }
+        Release { version: "2.0.0".parse().unwrap(), manifest: crate::model::Digest([7; 32]), counter: 0 }
     }
 
     fn trial(verdict: Option<&str>) -> State {

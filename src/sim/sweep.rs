@@ -32,6 +32,9 @@ fn promises(behaviour: Behaviour, end: &End, world: &World) -> Result<(), String
     if committed != (end.booted == Slot::B) {
         return Err(format!("slot {} runs, the journal says {:?}", end.booted, end.last));
     }
+    if end.release_floor != if committed { 2 } else { 0 } {
+        return Err(format!("the floor is {}, the journal says {:?}", end.release_floor, end.last));
+    }
     if committed && behaviour != Behaviour::Good {
         return Err("a bad system was committed".into());
     }
@@ -202,8 +205,9 @@ fn undisturbed_stories_end_as_they_should() {
     ] {
         for loader in Loader::ALL {
             let end = World::new(loader, behaviour, false).play(&[]).unwrap();
-            let found = (end.booted, end.last, end.armed, end.interrupted);
-            assert_eq!(found, (booted, Some(outcome), true, 0), "{loader:?}");
+            let found = (end.booted, end.last, end.release_floor, end.armed, end.interrupted);
+            let release_floor = if booted == Slot::B { 2 } else { 0 };
+            assert_eq!(found, (booted, Some(outcome), release_floor, true, 0), "{loader:?}");
         }
     }
 }

@@ -42,6 +42,7 @@ fn release(version: u8) -> Release {
     Release {
         version: semver::Version::new(version.into(), 0, 0).to_string().parse().unwrap(),
         manifest: Digest([version; 32]),
+        counter: version.into(),
     }
 }
 
@@ -147,6 +148,8 @@ pub struct End {
     pub last: Option<Outcome>,
     /// And why it ended so.
     pub reason: String,
+    /// The floor of the release counter, which is each version's number here.
+    pub release_floor: u64,
     /// Whether the update was ever armed.
     pub armed: bool,
     /// Interruptions that happened.
@@ -260,10 +263,11 @@ impl World {
             }
         };
         self.power.set(None);
-        let last = self.machine(booted).journal.load().map_err(|e| e.to_string())?.last;
-        let reason = last.as_ref().map(|l| l.reason.clone()).unwrap_or_default();
-        let last = last.map(|l| l.result);
-        Ok(End { booted, last, reason, armed: self.armed, interrupted, failures })
+        let Record { last, release_floor, .. } =
+            self.machine(booted).journal.load().map_err(|e| e.to_string())?;
+        let (last, reason) = last.map(|l| (l.result, l.reason)).unzip();
+        let reason = reason.unwrap_or_default();
+        Ok(End { booted, last, reason, release_floor, armed: self.armed, interrupted, failures })
     }
 
     fn after_interruption<'i>(
@@ -460,8 +464,12 @@ impl World {
 
     /// After the story, with the power on: version 3 installs and is committed, from wherever the device stands.
     pub fn second_install(&mut self, booted: Slot) -> std::result::Result<(), String> {
-        let machine = self.machine(booted);
-        self.install(machine, 3, Behaviour::Good).map_err(|e| format!("second install: {e}"))?;
+        let floor = |world: &Self| world.machine(booted).release_floor().map_err(|e| e.to_string());
+        let before = floor(self)?;
+        self.install(self.machine(booted), 3, Behaviour::Good).map_err(|e| format!("second install: {e}"))?;
+        if floor(self)? != before {
+            return Err(format!("second install: the floor was {before} and is {}", floor(self)?));
+        }
         let argument = self.machine(booted).chooser.before_reboot().map_err(|e| e.to_string())?;
         self.tryboot = argument.is_some();
         let mut nobody = 0;
@@ -474,7 +482,8 @@ impl World {
         while self.process(now, &mut nobody).map_err(|_| "second install: interrupted")? {}
         let (record, plan, _) = self.machine(now).observe().map_err(|e| e.to_string())?;
         let committed = matches!(&record.last, Some(l) if l.result == Outcome::Committed);
-        if record.state == State::Idle && committed && plan == BootPlan::settled(now) {
+        let raised = record.release_floor == 3;
+        if record.state == State::Idle && committed && raised && plan == BootPlan::settled(now) {
             Ok(())
         } else {
             Err(format!("second install: {record:?} {plan:?}"))

@@ -30,3 +30,5 @@ pub mod termination;
 pub mod tls_date;
 pub mod tree;
 pub mod unix_socket;
+#[cfg(feature = "build-host")]
+pub mod zstd_parse;

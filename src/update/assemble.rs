@@ -1,10 +1,12 @@
 //! Putting an image together in the target slot: from blocks that are on the device already, and from the frames that
 //! carry the others.
 
+use std::ops::Range;
+
 use super::reuse::{Place, Reuse, read_image};
 use crate::block::Disk;
-use crate::bundle::{BLOCK_LEN, Buffers, Checked, Decoder, Delta, Frames, Progress, Run, hash};
-use crate::{Doing, Error, Result};
+use crate::bundle::{BLOCK_LEN, Buffers, Checked, Decoder, Delta, Frames, Index, Progress, Run};
+use crate::{Doing, Result};
 
 const BLOCK: u64 = BLOCK_LEN as u64;
 /// Holes are looked at in pieces of this many bytes.
@@ -14,7 +16,6 @@ const STEP: usize = 256 * 1024;
 #[derive(Debug)]
 pub struct Plan {
     reuse: Reuse,
-    frames: Vec<u64>,
     /// Bytes that are still to be fetched.
     pub fetch_bytes: u64,
 }
@@ -25,16 +26,15 @@ impl Plan {
     /// # Errors
     /// `Inconsistent` if the index contradicts itself.
     pub fn new(reuse: Reuse, frames: &mut Frames) -> Result<Self> {
-        let mut needed = Vec::new();
-        for number in 0..frames.index.frames() {
-            let frame =
-                frames.index.frame(number).ok_or_else(|| Error::inconsistent("a frame is missing"))?;
-            if frame.carried.into_iter().any(|c| reuse.place(c) == Place::Missing) {
-                needed.push(number);
+        let mut needed: Vec<Range<u64>> = Vec::new();
+        for carried in (0..frames.index.carried()).filter(|c| reuse.place(*c) == Place::Missing) {
+            match needed.last_mut() {
+                Some(run) if run.end == carried => run.end += 1,
+                _ => needed.push(carried..carried + 1),
             }
         }
         let fetch_bytes = frames.plan(&needed)?;
-        Ok(Self { reuse, frames: needed, fetch_bytes })
+        Ok(Self { reuse, fetch_bytes })
     }
 
     /// A plan in which `delta` provides what it can. Gives the frames of the delta as well, and the bytes to be fetched
@@ -80,19 +80,33 @@ impl Plan {
         let mut work = Work { target, image_len: frames.image_len };
         let mut reused = 0;
         let mut decoder = Decoder::new()?;
-        let mut needed = self.frames.iter().peekable();
         let mut done = 0;
-        for number in 0..frames.index.frames() {
-            let planned = needed.next_if(|n| **n == number).is_some();
-            let range = frames.index.frame(number).map(|f| f.carried).unwrap_or_default();
-            let runs: Vec<Run> = frames.index.runs(range).collect();
+        for batch in frames.index.batches() {
+            let runs: Vec<Run> = frames.index.runs(batch.clone()).collect();
             if let (Some(first), Some(last)) = (runs.first(), runs.last()) {
                 work.clear(done, &runs, first.block * BLOCK)?;
                 done = (last.block + last.len) * BLOCK;
             }
-            // What cannot be copied after all is fetched.
-            if planned || !self.copy(&mut work, active, &runs, frames, &mut reused)? {
-                self.fetch(&mut work, number, frames, &mut decoder)?;
+            let mut next = batch.start;
+            while next < batch.end {
+                let here = next..batch.end;
+                let missing = |c: &u64| self.reuse.place(*c) == Place::Missing;
+                let run = here.clone().take_while(missing).count() as u64;
+                if run > 0 {
+                    next += run;
+                    fetch(&mut work, here.start..next, frames, &mut decoder)?;
+                    continue;
+                }
+                let kept = here.take_while(|c| !missing(c)).count() as u64;
+                let copied = self.copy(&mut work, active, next..next + kept, &frames.index)?;
+                reused += copied * BLOCK;
+                next += copied;
+                if copied < kept {
+                    // What cannot be copied after all is fetched.
+                    log::debug!("carried block {next} is no longer in the active slot");
+                    fetch(&mut work, next..next + 1, frames, &mut decoder)?;
+                    next += 1;
+                }
             }
             progress(Progress {
                 done_bytes: done.min(work.image_len),
@@ -105,66 +119,58 @@ impl Plan {
         work.zeros(done, end)
     }
 
-    /// Copies the blocks of a frame that the active slot has. `false`: not all of them are there any more.
+    /// Copies blocks that the active slot has, up to the first that is not there any more. Gives how many are in place now.
     fn copy(
         &self,
         work: &mut Work<impl Disk>,
         active: &mut impl Disk,
-        runs: &[Run],
-        frames: &Frames,
-        reused: &mut u64,
-    ) -> Result<bool> {
-        let mut block = vec![0; BLOCK_LEN];
-        for run in runs {
+        carried: Range<u64>,
+        index: &Index,
+    ) -> Result<u64> {
+        let mut copied = 0;
+        for run in index.runs(carried) {
+            // Neighbours are written together.
+            let mut bytes: Vec<u8> = Vec::new();
+            let mut written = run.block;
             for i in 0..run.len {
-                let carried = run.carried + i;
-                match self.reuse.place(carried) {
-                    Place::Missing => return Ok(false),
-                    Place::Target => {}
-                    Place::Active(at) => {
-                        let read = active.read_at(at, &mut block);
-                        if read.is_err() || frames.index.hash(carried) != Some(hash(&block)) {
-                            log::debug!("byte {at} of the active slot changed; its block is fetched");
-                            return Ok(false);
-                        }
-                        work.put((run.block + i) * BLOCK, &block)?;
+                let (block, at) = (run.block + i, bytes.len());
+                if self.reuse.place(run.carried + i) == Place::Target {
+                    work.put(written * BLOCK, &bytes)?;
+                    bytes.clear();
+                    written = block + 1;
+                } else {
+                    bytes.resize(at + BLOCK_LEN, 0);
+                    let place = bytes.get_mut(at..).unwrap_or_default();
+                    if !self.reuse.read(index, run.carried + i, active, place) {
+                        bytes.truncate(at);
+                        work.put(written * BLOCK, &bytes)?;
+                        return Ok(copied);
                     }
                 }
-                *reused += BLOCK;
+                copied += 1;
             }
+            work.put(written * BLOCK, &bytes)?;
         }
-        Ok(true)
+        Ok(copied)
     }
+}
 
-    /// Fetches a frame and writes the blocks of it that are not in place.
-    fn fetch(
-        &self,
-        work: &mut Work<impl Disk>,
-        number: u64,
-        frames: &mut Frames,
-        decoder: &mut Decoder,
-    ) -> Result<()> {
-        let image_len = work.image_len;
-        let target = &mut *work.target;
-        let mut recall = |run: Run, bytes: &mut [u8]| {
-            read_image(target, image_len, run.block * BLOCK, bytes).doing(|| "read what was written")
-        };
-        for Checked { run, bytes } in frames.decode(decoder, number, &mut recall)? {
-            // Neighbours that are to be written are written together.
-            let mut from = 0;
-            for i in 0..=run.len {
-                let stays = i == run.len || self.reuse.place(run.carried + i) == Place::Target;
-                if !stays {
-                    continue;
-                }
-                let piece = usize::try_from(from * BLOCK).ok().zip(usize::try_from(i * BLOCK).ok());
-                let piece = piece.and_then(|(from, to)| bytes.get(from..to)).unwrap_or_default();
-                work.put((run.block + from) * BLOCK, piece)?;
-                from = i + 1;
-            }
-        }
-        Ok(())
+/// Fetches blocks and writes them.
+fn fetch(
+    work: &mut Work<impl Disk>,
+    carried: Range<u64>,
+    frames: &mut Frames,
+    decoder: &mut Decoder,
+) -> Result<()> {
+    let image_len = work.image_len;
+    let target = &mut *work.target;
+    let mut recall = |run: Run, bytes: &mut [u8]| {
+        read_image(target, image_len, run.block * BLOCK, bytes).doing(|| "read what was written")
+    };
+    for Checked { run, bytes } in frames.decode(decoder, carried, &mut recall)? {
+        work.put(run.block * BLOCK, bytes)?;
     }
+    Ok(())
 }
 
 /// Writes what `delta` has of the missing blocks. What does not fit stays missing; so does everything that is left when the

@@ -76,14 +76,13 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
     pub fn begin(machine: &'m mut Machine<C, J>, release: Release, goal: Goal) -> Result<Self> {
         machine.check_may_install()?;
         machine.settle()?;
-        let (Record { last, .. }, plan, _) = machine.observe()?;
+        let (record, plan, _) = machine.observe()?;
         if plan != BootPlan::settled(machine.booted) {
             machine.chooser.disarm(machine.booted)?;
         }
         let target = !machine.booted;
-        machine
-            .journal
-            .store(&Record { state: State::Installing { target, release: release.clone() }, last })?;
+        let state = State::Installing { target, release: release.clone() };
+        machine.journal.store(&Record { state, ..record })?;
         Ok(Self { machine, release, goal, state: Unbootable(()) })
     }
 
@@ -145,7 +144,7 @@ impl<C: BootChooser, J: JournalStore> Install<'_, C, J, Verified> {
     /// `Failed` if a write did not land; the update is then abandoned.
     pub fn arm(self, tries: u8, before: Before) -> Result<Armed> {
         let slot = self.state.slot();
-        let last = self.machine.journal.load()?.last;
+        let record = self.machine.journal.load()?;
         let state = State::Trial {
             target: slot,
             release: self.release.clone(),
@@ -158,7 +157,7 @@ impl<C: BootChooser, J: JournalStore> Install<'_, C, J, Verified> {
         let armed = self
             .machine
             .journal
-            .store(&Record { state, last })
+            .store(&Record { state, ..record })
             .and_then(|()| self.machine.chooser.arm(&self.state, tries));
         self.then(armed, |()| ())?;
         Ok(Armed { slot, tries })

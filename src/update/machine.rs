@@ -177,7 +177,7 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
             ) => {
                 let verdict = Some(why.to_owned());
                 let state = State::Trial { target, release, armed_in, before, hooks, boots, verdict };
-                self.journal.store(&Record { state, last: record.last })?;
+                self.journal.store(&Record { state, ..record })?;
                 self.settle()
             }
             _ => Err(Error::refused(format!("no update to call off: the phase is {}", phase.name()))),
@@ -192,11 +192,11 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
             {
                 let verdict = Some(why.to_owned());
                 let state = State::Trial { target, release, armed_in, before, hooks, boots, verdict };
-                let record = Record { state, last: record.last };
+                let record = Record { state, ..record };
                 self.journal.store(&record)?;
                 Ok(record)
             }
-            state => Ok(Record { state, last: record.last }),
+            state => Ok(Record { state, ..record }),
         }
     }
 
@@ -241,26 +241,25 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
     }
 
     fn change_boots(&mut self, change: impl FnOnce(Slot, &BootId, &Boots) -> Boots) -> Result<()> {
-        let Record { state, last } = self.journal.load()?;
-        let State::Trial { target, release, armed_in, before, hooks, boots, verdict } = state else {
-            return Ok(());
-        };
-        let changed = change(target, &armed_in, &boots);
-        if changed == boots {
+        let mut record = self.journal.load()?;
+        let State::Trial { target, armed_in, boots, .. } = &mut record.state else { return Ok(()) };
+        let changed = change(*target, armed_in, boots);
+        if changed == *boots {
             return Ok(());
         }
-        let state = State::Trial { target, release, armed_in, before, hooks, boots: changed, verdict };
-        self.journal.store(&Record { state, last })
+        *boots = changed;
+        self.journal.store(&record)
     }
 
     /// Writes the end of the update that `record` is about.
     pub(super) fn end(&mut self, record: Record, result: Outcome, reason: String) -> Result<()> {
-        let (State::Installing { target, release } | State::Trial { target, release, .. }) = record.state
+        let (State::Installing { target, release } | State::Trial { target, release, .. }) = &record.state
         else {
             return Ok(());
         };
+        let (target, release) = (*target, release.clone());
         log::info!("update to {} in slot {target}: {result}: {reason}", release.version);
-        self.journal.store(&Record::ended(Ended { result, target, release, reason }))
+        self.journal.store(&record.ended(Ended { result, target, release, reason }))
     }
 
     /// Whether an armed system only waits for the reboot.
@@ -279,6 +278,14 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
         let (record, _, phase) = self.observe()?;
         Ok(phase == Phase::ReadyToReboot
             && matches!(record.state, State::Trial { release: armed, .. } if armed == *release))
+    }
+
+    /// The lowest release counter that may still be installed, as far as the journal knows.
+    ///
+    /// # Errors
+    /// `Failed` if the journal cannot be read.
+    pub fn release_floor(&self) -> Result<u64> {
+        Ok(self.journal.load()?.release_floor)
     }
 
     /// What the trial must run before it is committed; nothing without one.

@@ -12,10 +12,12 @@
 //! the process, at every step, up to three times in a row.
 
 mod assemble;
+mod filter;
 pub mod health;
 mod install;
 mod journal;
 mod machine;
+mod moved;
 mod reuse;
 
 pub use assemble::{Plan, use_delta};

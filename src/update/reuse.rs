@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
 
+use super::filter::Filter;
+use super::moved::{Moved, Search};
 use crate::block::Disk;
 use crate::bundle::{BLOCK_LEN, Hash, Index, Old, hash};
 use crate::model::Digest;
@@ -17,14 +19,15 @@ const STEP: usize = 256 * 1024;
 const BLOCK: u64 = BLOCK_LEN as u64;
 const NOWHERE: u32 = u32::MAX;
 const IN_TARGET: u32 = u32::MAX - 1;
+const MOVED: u32 = u32::MAX - 2;
 
 /// Where one block of the new image is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// In the target slot, where it belongs.
     Target,
-    /// In the active slot, at this byte.
-    Active(u64),
+    /// In the active slot.
+    Active,
     /// Nowhere on the device.
     Missing,
 }
@@ -33,6 +36,8 @@ pub enum Place {
 #[derive(Debug, Clone)]
 pub struct Reuse {
     places: Vec<u32>,
+    /// Where pieces of blocks are that are nowhere as a whole.
+    moved: Moved,
     /// Whether the active slot begins with the image that was asked for.
     pub old_is_there: bool,
 }
@@ -55,7 +60,7 @@ impl Reuse {
     ) -> Result<Self> {
         let carried = usize::try_from(index.carried())
             .map_err(|_| Error::failed("an image with more blocks than memory can list"))?;
-        let mut reuse = Self { places: vec![NOWHERE; carried], old_is_there: false };
+        let mut reuse = Self { places: vec![NOWHERE; carried], moved: Moved::default(), old_is_there: false };
         let mut read = 0;
         reuse.look_in_target(index, image_len, target, &mut |n| {
             read += n;
@@ -76,8 +81,19 @@ impl Reuse {
         match usize::try_from(carried).ok().and_then(|c| self.places.get(c)) {
             Some(&IN_TARGET) => Place::Target,
             None | Some(&NOWHERE) => Place::Missing,
-            Some(&block) => Place::Active(u64::from(block) * BLOCK),
+            Some(_) => Place::Active,
         }
+    }
+
+    /// Reads a block that is in the active slot, if it still is: its hash is compared again.
+    pub fn read(&self, index: &Index, carried: u64, active: &mut impl Disk, block: &mut [u8]) -> bool {
+        let place = usize::try_from(carried).ok().and_then(|c| self.places.get(c));
+        let read = match place {
+            None | Some(&(NOWHERE | IN_TARGET)) => false,
+            Some(&MOVED) => self.moved.read(index, carried, active, block),
+            Some(&at) => active.read_at(u64::from(at) * BLOCK, block).is_ok(),
+        };
+        read && index.hash(carried) == Some(hash(block))
     }
 
     /// How many bytes are in the target, and how many in the active slot only.
@@ -147,7 +163,10 @@ impl Reuse {
     ) {
         let mut identity = Sha256::new();
         let old_blocks = old.map_or(0, |o| o.len_bytes.div_ceil(BLOCK));
-        let filter = Filter::new(wanted.iter().filter_map(|c| index.hash((*c).into())));
+        let filter = Filter::new(wanted.iter().filter_map(|c| index.hash((*c).into())).map(key));
+        let mut in_order = wanted.to_vec();
+        in_order.sort_unstable();
+        let mut search = Search::new(index, in_order.into_iter().map(u64::from));
         let mut buffer = vec![0; STEP];
         let whole = active.len_bytes() / BLOCK * BLOCK;
         let mut offset = 0;
@@ -160,7 +179,10 @@ impl Reuse {
                     if block < old_blocks {
                         identity.update(found);
                     }
-                    if filter.may_hold(&found)
+                    if bytes.iter().any(|b| *b != 0) {
+                        search.block(block * BLOCK, bytes);
+                    }
+                    if filter.may_hold(key(found))
                         && let Ok(block) = u32::try_from(block)
                     {
                         self.found(index, wanted, found, block);
@@ -169,6 +191,12 @@ impl Reuse {
             }
             offset += len as u64;
             progress(len as u64);
+        }
+        self.moved = search.finish();
+        for carried in wanted.iter().copied().map(u64::from) {
+            if self.place(carried) == Place::Missing && self.moved.has(index, carried) {
+                self.put(carried, MOVED);
+            }
         }
         let identity = Digest(identity.finalize().into());
         self.old_is_there = old.is_some_and(|o| o.digest == identity);
@@ -201,31 +229,8 @@ pub fn read_image(disk: &mut impl Disk, image_len: u64, offset: u64, bytes: &mut
     disk.read_at(offset, inside)
 }
 
-/// Says quickly that a hash is not among the wanted ones: a bit for each value of its first 20 bits.
-struct Filter {
-    bits: Vec<u64>,
-}
-
-impl Filter {
-    fn new(hashes: impl Iterator<Item = Hash>) -> Self {
-        let mut bits = vec![0; 1 << 14];
-        for hash in hashes {
-            let (word, bit) = Self::at(&hash);
-            if let Some(word) = bits.get_mut(word) {
-                *word |= bit;
-            }
-        }
-        Self { bits }
-    }
-
-    fn may_hold(&self, hash: &Hash) -> bool {
-        let (word, bit) = Self::at(hash);
-        self.bits.get(word).is_some_and(|w| w & bit != 0)
-    }
-
-    const fn at(hash: &Hash) -> (usize, u64) {
-        let [a, b, c, ..] = *hash;
-        let n = u32::from_be_bytes([0, a, b, c]) >> 4;
-        ((n >> 6) as usize, 1 << (n & 63))
-    }
+/// The first bits of a hash.
+const fn key(hash: Hash) -> u32 {
+    let [a, b, c, d, ..] = hash;
+    u32::from_be_bytes([a, b, c, d])
 }

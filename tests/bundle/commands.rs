@@ -236,7 +236,7 @@ fn mistakes_on_the_command_line_are_usage_errors() {
         (vec!["bundle", "frobnicate"], 2),
         (vec!["bundle", "create", "--image", "image"], 2),
         (lab.create(&["--level", "23"]), 2),
-        (lab.create(&["--frame-size", "5"]), 2),
+        (lab.create(&["--prefix-size", "5"]), 2),
         (lab.create(&["--min-version", "2"]), 2),
         (lab.create(&["--provides", "systemd=1"]), 2),
         (lab.create(&["--arch", "a b"]), 1),

@@ -10,9 +10,12 @@ import sys
 import tarfile
 import tempfile
 import tomllib
+import zlib
 
 BLOCK = 4096
 DICTIONARY = b"\x37\xa4\x30\xec"
+FRAME = b"\x28\xb5\x2f\xfd\x60\x00\x0f"
+GEAR = [int.from_bytes(hashlib.sha256(bytes([b])).digest()[:8], "little") for b in range(256)]
 
 
 def short_hash(data):
@@ -36,35 +39,61 @@ frames = archive.extractfile("root.frames").read()
 assert hashlib.sha256(index).hexdigest() == payload["index_sha256"]
 assert (len(index), len(frames)) == (payload["index_size"], payload["frames_size"])
 
-magic, version, block, length, carried, extents, frames_len, frame_blocks, prefix_blocks, flags = struct.unpack(
-    "<8sIIQQQQIIQ", index[:64]
+magic, version, block, length, carried, extents, frames_len, count, prefix_blocks, flags = struct.unpack(
+    "<8sIIQQQQQII", index[:64]
 )
-assert (magic, version, block, length) == (b"twhindex", 1, BLOCK, payload["size"])
+assert (magic, version, block, length) == (b"twhindex", 2, BLOCK, payload["size"])
 assert (frames_len, flags) == (len(frames), 0)
 where = []
+stretches = []
 for i in range(extents):
-    first, count = struct.unpack("<QQ", index[64 + 16 * i :][:16])
-    assert count > 0 and (not where or where[-1] + 1 < first)
-    where.extend(range(first, first + count))
+    first, blocks = struct.unpack("<QQ", index[64 + 16 * i :][:16])
+    assert blocks > 0 and (not where or where[-1] + 1 < first)
+    where.extend(range(first, first + blocks))
+    stretches.append(blocks * BLOCK)
 assert len(where) == carried
 hashes = index[64 + 16 * extents :][: 16 * carried]
-table = index[64 + 16 * extents + 16 * carried :]
+sizes = struct.unpack(f"<{carried}H", index[64 + 16 * extents + 16 * carried :][: 2 * carried])
+pieces = list(struct.iter_unpack("<HI", index[64 + 16 * extents + 18 * carried :]))
+assert len(pieces) == count
 
 plain = b""
 offset = 0
-while table:
-    size, data_hash = struct.unpack("<I16s", table[:20])
-    table = table[20:]
+for size in sizes:
     data = frames[offset : offset + size]
     offset += size
-    assert short_hash(data) == data_hash
     prefix = plain[max(0, len(plain) - BLOCK * prefix_blocks) :]
     while prefix.startswith(DICTIONARY):
         prefix = prefix[BLOCK:]
-    piece = decompress(data, prefix)
-    assert len(piece) == min(BLOCK * frame_blocks, BLOCK * carried - len(plain))
+    if size == 1:
+        piece = data * BLOCK
+    elif size == BLOCK:
+        piece = data
+    else:
+        piece = decompress(FRAME + struct.pack("<I", size << 3 | 5)[:3] + data, prefix)
+    assert len(piece) == BLOCK
     plain += piece
 assert offset == len(frames) and len(plain) == BLOCK * carried
+
+
+def ends(data):
+    """Where the first piece of data ends."""
+    value = 0
+    for n, byte in enumerate(data[:16384], 1):
+        value = (value << 1) + GEAR[byte] & 2**64 - 1
+        if 512 <= n < len(data) and value >> 53 == 0:
+            return n
+    return min(len(data), 16384)
+
+
+at = 0
+for stretch in stretches:
+    end = at + stretch
+    while at < end:
+        data = plain[at : at + ends(plain[at:min(end, at + 16385)])]
+        assert pieces.pop(0) == (len(data), zlib.crc32(data))
+        at += len(data)
+assert not pieces
 
 image = bytearray(-(-length // BLOCK) * BLOCK)
 for i in range(carried):

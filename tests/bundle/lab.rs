@@ -89,7 +89,7 @@ impl Lab {
     /// A signed bundle of `image`.
     pub fn bundle(&self, image: &[u8]) -> Vec<u8> {
         self.write("image", image);
-        let out = self.run(&self.create(&["--frame-size", "16", "--key", "a.key"]));
+        let out = self.run(&self.create(&["--prefix-size", "64", "--key", "a.key"]));
         assert_eq!((out.code, out.stderr.as_str()), (0, ""));
         self.read("b")
     }

@@ -67,24 +67,21 @@ fn blocks_like_a_dictionary_of_zstd_are_no_trouble_as_prefix() {
     }
     lab.write("image", &image);
     for prefix in ["4", "8", "16"] {
-        let out = lab.run(&lab.create(&["--frame-size", "4", "--prefix-size", prefix, "--key", "a.key"]));
+        let out = lab.run(&lab.create(&["--prefix-size", prefix, "--key", "a.key"]));
         assert_eq!(out.code, 0, "{}", out.stderr);
         install(&lab.read("b"), &lab.keys(), &image).unwrap();
     }
 }
 
 #[test]
-fn frames_of_every_size_come_back() {
+fn prefixes_of_every_size_come_back() {
     let lab = Lab::new();
     let image = image_with_holes();
     lab.write("image", &image);
-    for frame in ["4", "8", "64", "4096"] {
-        for prefix in ["0", "4", "12", "8192"] {
-            let sizes = ["--frame-size", frame, "--prefix-size", prefix, "--key", "a.key"];
-            let out = lab.run(&lab.create(&sizes));
-            assert_eq!(out.code, 0, "{}", out.stderr);
-            install(&lab.read("b"), &lab.keys(), &image).unwrap();
-        }
+    for prefix in ["0", "4", "12", "8192"] {
+        let out = lab.run(&lab.create(&["--prefix-size", prefix, "--key", "a.key"]));
+        assert_eq!(out.code, 0, "{}", out.stderr);
+        install(&lab.read("b"), &lab.keys(), &image).unwrap();
     }
 }
 
@@ -198,7 +195,7 @@ fn a_reader_that_knows_only_the_format_description_agrees() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bundle/independent_reader.py");
     for image in [image_with_holes(), vec![0; 5000], noise(300 * 4096, 9), b"twinhull ".repeat(100_000)] {
         lab.write("image", &image);
-        let sizes = ["--frame-size", "64", "--prefix-size", "128", "--key", "a.key"];
+        let sizes = ["--prefix-size", "128", "--key", "a.key"];
         assert_eq!(lab.run(&lab.create(&sizes)).code, 0);
         let out = lab.shell(&format!("python3 '{script}' b image"));
         assert_eq!((out.code, out.stderr.as_str()), (0, ""));

@@ -50,8 +50,6 @@ impl Bench {
             "amd64",
             "--level",
             "3",
-            "--frame-size",
-            "16",
             "--prefix-size",
             "64",
             "--key",

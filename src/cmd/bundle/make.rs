@@ -100,7 +100,7 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
     let mut signers = Signers::default();
     let mut provides = Provides::default();
     let (mut arch_name, mut release, mut level) = (arch().to_owned(), 0, 19);
-    let (mut frame_kib, mut prefix_kib) = (64_u32, 1024_u32);
+    let mut prefix_kib = 4096_u32;
     let (mut boot_files, mut hooks, mut deadline_s) = (Vec::new(), Vec::new(), HOOK_DEADLINE_S);
     while let Some(arg) = parser.next().map_err(&wrong)? {
         let known = match arg {
@@ -124,7 +124,6 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
             "release" => release = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
             "level" => level = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
             "prefix-size" => prefix_kib = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
-            "frame-size" => frame_kib = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
             "provides" => provide(&mut provides, &parser.value().and_then(|v| v.string()).map_err(&wrong)?)?,
             "boot-dir" => boot_files.extend(pack_files::of_directory(&path()?)?),
             "boot-file" => boot_files.push(named_file(&mut parser, None)?),
@@ -138,18 +137,13 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
     if compatible.is_empty() {
         return Err(missing("--compatible"));
     }
-    if !(4..=4096).contains(&frame_kib) || !frame_kib.is_multiple_of(4) {
-        return Err(Error::usage(format!(
-            "bundle create: --frame-size {frame_kib}: 4 to 4096, in steps of 4"
-        )));
-    }
     if prefix_kib > 8192 || !prefix_kib.is_multiple_of(4) {
         return Err(Error::usage(format!(
             "bundle create: --prefix-size {prefix_kib}: 0 to 8192, in steps of 4"
         )));
     }
     provides.os.get_or_insert_with(|| version.to_string());
-    let (frame_blocks, prefix_blocks) = (frame_kib / 4, prefix_kib / 4);
+    let prefix_blocks = prefix_kib / 4;
     let recipe = Recipe {
         compatible,
         arch: arch_name,
@@ -158,7 +152,6 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
         min_version,
         provides,
         level,
-        frame_blocks,
         prefix_blocks,
         boot_files,
         hooks,
