@@ -44,7 +44,7 @@ create: makes a bundle of a root image. The same input gives the same bytes (but
   --prefix-size KIB    how much before a block helps to compress it, 0 to 8192 KiB (default 4096); the device needs
                        twice as much memory
   --boot-dir DIR       every file in DIR goes to the boot partition, for the slot that is written: kernel, initramfs, device
-                       trees; for devices that boot from there (systemd-boot, EFI)
+                       trees; for devices that boot from there (systemd-boot, EFI, Raspberry Pi without U-Boot)
   --boot-file PATH=FILE  one such file, as dtbs/board.dtb=build/board.dtb; may be given several times
   --hook NAME=FILE     a program that the new system runs before it is committed, in the order of names; if it does not exit
                        with 0, the update is rolled back; may be given several times

@@ -84,7 +84,7 @@ impl Host {
     /// # Errors
     /// `Failed` if the disk has no such partition.
     pub fn target(&self) -> Result<(Slot, PathBuf, u64)> {
-        let slot = !self.machine.booted;
+        let slot = self.machine.target();
         let partition = self.disk.slot_partition(slot)?;
         Ok((slot, partition.device.clone(), partition.len_bytes))
     }

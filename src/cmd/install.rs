@@ -162,7 +162,7 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
         Done::Explained => return Ok(0),
         Done::Already => {
             sys::out::line(&if context.json {
-                json!({ "event": "already-armed", "slot": !host.machine.booted }).to_string()
+                json!({ "event": "already-armed", "slot": host.machine.target() }).to_string()
             } else {
                 "this bundle is already installed and armed; reboot to try it".into()
             });
@@ -215,7 +215,7 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     let mut bar = Bar::new(context.json, image.len_bytes, bundle.stream().len_bytes());
     let running = host.disk.slot_partition(host.machine.booted)?.device.clone();
     let kept = context.root.path(INDEX);
-    let mut sets = FileSets::plan(context, host, &manifest)?;
+    let mut sets = FileSets::plan(context, host, &manifest, args.explain)?;
     let mut disk = FileDisk::claim(&device, !args.explain).doing(|| format!("slot {slot}"))?;
     let feed = Feed::prepare(bundle, args, reach, &kept, (&mut disk, &running), &mut bar)?;
     if args.explain {
@@ -225,7 +225,7 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     let before = health::before(context, &settings);
     let started = BootClock.since_boot();
     let goal = Goal { root: image, sets: sets.images(), hooks: file_sets::hooks(&manifest) };
-    let FileSets { disks, sources } = &mut sets;
+    let FileSets { disks, sources, .. } = &mut sets;
     let mut disks: Vec<&mut dyn Disk> = disks.iter_mut().map(|d| d as &mut dyn Disk).collect();
     let begun = Install::begin(&mut host.machine, release, goal)?;
     bar.begin(&manifest.version, slot);

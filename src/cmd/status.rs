@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::file_sets::{self, BootFiles};
 use super::host::{Host, os_version};
 use super::turn;
 use crate::cli::{Command, Context};
@@ -30,7 +31,7 @@ Exit 1 if something that should be there is missing (the text says what, and wha
 contradict each other, else 0.
 
 With --json, where null stands for what cannot be told: {os: {version, slot}, device: {type, arch, uuid},
-boot: {chooser, primary, trial: null | {slot, tries_left}}, phase,
+boot: {chooser, primary, trial: null | {slot, tries_left}}, phase, boot_files: [{slot, of, files, missing: [..]}],
 update: {state, hooks: [..], failure: null | text, last: null | {result, target, release, reason}}, provision, supervisor,
 config: {last_good_copy, problems: [..], damaged_texts: [..]}, boot_notes: {this_boot: [..], lasting: [..]}, problems: [..]}
 ";
@@ -56,7 +57,10 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     report.config(context);
     report.boot_notes(context);
     match &host {
-        Ok(host) => report.update(host, turn::is_taken(&context.root)),
+        Ok(host) => {
+            report.update(host, turn::is_taken(&context.root));
+            report.boot_files(context, host);
+        }
         Err(e) => report.problem(e.clone()),
     }
     report.services(context);
@@ -211,6 +215,24 @@ impl Report {
         if let Phase::Inconsistent { what } = phase {
             self.problem(Error::inconsistent(what));
         }
+    }
+
+    /// The slots' boot files. The set of the slot that runs must be whole; the other is being written at times.
+    fn boot_files(&mut self, context: &Context, host: &Host) {
+        let found = match file_sets::boot_files(&context.root, host) {
+            Ok(found) => found,
+            Err(e) => return self.problem(e.within("boot files")),
+        };
+        for BootFiles { slot, of, files, missing } in &found {
+            self.lines.push(format!("Boot files  slot {slot}: {files} of {of}"));
+            if *slot == host.machine.booted && !missing.is_empty() {
+                self.problem(Error::failed(format!(
+                    "boot files of slot {slot}: {} missing; install again",
+                    missing.join(", ")
+                )));
+            }
+        }
+        self.json.insert("boot_files".into(), json!(found));
     }
 
     /// A journal that makes no sense, now or once.

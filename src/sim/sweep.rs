@@ -190,6 +190,18 @@ fn a_system_that_reboots_itself_in_order_each_time_is_left_in_the_end() {
 }
 
 #[test]
+fn boot_files_that_are_not_on_the_medium_are_never_armed() {
+    for loader in Loader::ALL.into_iter().filter(|l| l.has_boot_files()) {
+        let mut world = World::new(loader, Behaviour::Good, false);
+        world.wear_boot_partition_out();
+        let e = world.play(&[]).unwrap_err();
+        assert!(e.starts_with("read back files: the medium holds "), "{loader:?}: {e}");
+        let (plan, state) = world.at_rest(Slot::A).unwrap();
+        assert_eq!((plan, state), (BootPlan::settled(Slot::A), State::Idle), "{loader:?}");
+    }
+}
+
+#[test]
 fn every_double_interruption_of_an_update_that_fills_or_loses_the_state_partition() {
     sweep_all(Behaviour::FillsState);
     sweep_all(Behaviour::LosesState);

@@ -5,9 +5,11 @@ use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
 
+use super::boot_set;
 use super::files::{Files, MemoryStore};
 use super::loader::Loader;
 use super::power::{How, Interruption, Power};
+use super::tree::{MemoryTree, TreeMedia};
 use crate::block::Disk;
 use crate::boot::BootChooser;
 use crate::model::record::{Before, Outcome, Record, Release, State};
@@ -166,6 +168,8 @@ pub struct World {
     evidence: Evidence,
     loader: Loader,
     files: Files,
+    /// Boot files, if the bootloader reads any.
+    boot_files: Rc<RefCell<TreeMedia>>,
     media: Shared,
     power: Power,
     behaviour: Behaviour,
@@ -199,6 +203,7 @@ impl World {
             evidence: Evidence::default(),
             loader,
             files: Rc::new(RefCell::new(loader.seed())),
+            boot_files: Rc::new(RefCell::new(boot_set::seed())),
             media: Rc::new(RefCell::new(Media::new())),
             power: Power::default(),
             behaviour,
@@ -278,9 +283,15 @@ impl World {
         // A cut loses some of the drive's cache: which part depends on when.
         let pattern = self.power.steps().wrapping_mul(2_654_435_761) >> 7;
         match how {
-            How::Cut => self.media.borrow_mut().land(|i| pattern >> (i % 16) & 1 == 1),
+            How::Cut => {
+                self.media.borrow_mut().land(|i| pattern >> (i % 16) & 1 == 1);
+                self.boot_files.borrow_mut().land(|i| pattern >> (i % 16) & 1 == 1);
+            }
             How::Kill => {}
-            How::Reboot => self.media.borrow_mut().land(|_| true),
+            How::Reboot => {
+                self.media.borrow_mut().land(|_| true);
+                self.boot_files.borrow_mut().land(|_| true);
+            }
         }
         let next = left.next();
         self.power.set(next.map(|i| i.after_steps));
@@ -320,16 +331,19 @@ impl World {
         let known = [(1, Behaviour::Good), (2, self.behaviour), (3, Behaviour::Good)];
         match known.into_iter().find(|(v, b)| content == image_of(*v, *b)) {
             None => Err(Stop::Violation(format!("slot {} was booted and is not whole", choice.slot))),
-            Some((_, Behaviour::Panics)) => {
-                self.evidence.panic = Some("not syncing: no working init found".into());
-                Ok(None)
-            }
-            Some((_, Behaviour::LosesState)) => {
-                self.media.borrow_mut().journal = None;
-                Ok(Some(choice.slot))
-            }
-            Some((_, Behaviour::Good | Behaviour::Unhealthy | Behaviour::FillsState)) => {
-                Ok(Some(choice.slot))
+            Some((version, behaviour)) => {
+                if self.loader.has_boot_files() {
+                    boot_set::check(&self.boot_files.borrow(), choice.slot, version)
+                        .map_err(Stop::Violation)?;
+                }
+                match behaviour {
+                    Behaviour::LosesState => self.media.borrow_mut().journal = None,
+                    Behaviour::Panics => {
+                        self.evidence.panic = Some("not syncing: no working init found".into());
+                    }
+                    Behaviour::Good | Behaviour::Unhealthy | Behaviour::FillsState => {}
+                }
+                Ok((behaviour != Behaviour::Panics).then_some(choice.slot))
             }
         }
     }
@@ -417,18 +431,31 @@ impl World {
     ) -> Result<()> {
         let content = image_of(version, behaviour);
         let root = Image { len_bytes: content.len() as u64, digest: Digest(Sha256::digest(&content).into()) };
-        let goal = Goal { root, sets: Vec::new(), hooks: Vec::new() };
+        let has_boot_files = self.loader.has_boot_files();
+        let sets = has_boot_files.then(|| boot_set::image(version)).into_iter().collect();
+        let goal = Goal { root, sets, hooks: Vec::new() };
+        let tree = MemoryTree { media: self.boot_files.clone(), power: self.power.clone() };
+        let mut set = boot_set::set(tree, machine.target(), version);
+        let mut sets: Vec<&mut dyn Disk> = Vec::new();
+        if has_boot_files {
+            sets.push(&mut set);
+        }
         let booted = machine.booted;
-        let mut disk = SlotDisk { media: self.media.clone(), power: self.power.clone(), slot: !booted };
+        let mut disk =
+            SlotDisk { media: self.media.clone(), power: self.power.clone(), slot: machine.target() };
         self.tried = false;
         self.writing = false;
         let begun = Install::begin(&mut machine, release(version), goal)?;
         self.writing = true;
         let armed = begun
-            .write(&mut disk, &mut [], |disk, _| {
-                content.chunks(BLOCK).enumerate().try_for_each(|(i, b)| disk.write_at((i * BLOCK) as u64, b))
+            .write(&mut disk, &mut sets, |disk, sets| {
+                content
+                    .chunks(BLOCK)
+                    .enumerate()
+                    .try_for_each(|(i, b)| disk.write_at((i * BLOCK) as u64, b))?;
+                sets.iter_mut().try_for_each(|set| boot_set::feed(*set, version))
             })?
-            .read_back(&mut disk, &mut [], |_| ())?
+            .read_back(&mut disk, &mut sets, |_| ())?
             .arm(TRIES, Before::default());
         // A chooser may have something to tidy up after its commit point: cut there, the trial is armed all the same.
         if armed.is_ok() || self.machine(booted).chooser.plan()?.trial.is_some() {
@@ -488,6 +515,11 @@ impl World {
         } else {
             Err(format!("second install: {record:?} {plan:?}"))
         }
+    }
+
+    /// From now on the boot partition holds other bytes than were written.
+    pub fn wear_boot_partition_out(&self) {
+        self.boot_files.borrow_mut().worn = true;
     }
 
     /// The plan, the journal's state, for the promises at the end.

@@ -80,7 +80,7 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
         if plan != BootPlan::settled(machine.booted) {
             machine.chooser.disarm(machine.booted)?;
         }
-        let target = !machine.booted;
+        let target = machine.target();
         let state = State::Installing { target, release: release.clone() };
         machine.journal.store(&Record { state, ..record })?;
         Ok(Self { machine, release, goal, state: Unbootable(()) })
@@ -117,7 +117,7 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Written> {
     ) -> Result<Install<'m, C, J, Verified>> {
         let Image { len_bytes, digest } = self.goal.root;
         let verified = read_back_sets(&self.goal.sets, sets)
-            .and_then(|()| read_back(disk, !self.machine.booted, len_bytes, &digest, progress));
+            .and_then(|()| read_back(disk, self.machine.target(), len_bytes, &digest, progress));
         self.then(verified, |v| v)
     }
 }

@@ -41,6 +41,13 @@ pub enum Next {
     },
 }
 
+impl<C, J> Machine<C, J> {
+    /// The slot that an install writes, with all that belongs to it.
+    pub fn target(&self) -> Slot {
+        !self.booted
+    }
+}
+
 impl<C: BootChooser, J: JournalStore> Machine<C, J> {
     /// The journal's record and the phase that follows from it.
     ///
