@@ -101,9 +101,7 @@ impl Keys {
     /// `Failed`, naming the file.
     #[cfg(feature = "build-host")]
     pub fn load_file(path: &Path) -> Result<Self> {
-        let text = sys::file::read_text(path, SIGNATURE_LIMIT_BYTES)?;
-        let key = Key::parse(&text).doing(|| format!("key {}", path.display()))?;
-        Ok(Self { keys: vec![key], revoked: Vec::new(), required: 1, dir: path.to_owned() })
+        Ok(Self { keys: vec![Key::load(path)?], revoked: Vec::new(), required: 1, dir: path.to_owned() })
     }
 
     /// Checks that enough different keys signed `message`, and tells which.
@@ -148,9 +146,8 @@ impl Keys {
 /// The keys in the files of a directory with this ending; two files with the same point are one key.
 fn different_keys(dir: &Path, extension: &str) -> Result<Vec<Key>> {
     let mut keys: Vec<Key> = Vec::new();
-    for path in sys::file::fragments(dir, extension)?.iter() {
-        let text = sys::file::read_text(path, SIGNATURE_LIMIT_BYTES)?;
-        let key = Key::parse(&text).doing(|| format!("key {}", path.display()))?;
+    for path in sys::file::fragments(dir, extension)? {
+        let key = Key::load(&path)?;
         if !keys.iter().any(|k| k.point == key.point) {
             keys.push(key);
         }
@@ -170,6 +167,11 @@ fn misfit(id: KeyId, e: &minisign_verify::Error) -> Error {
 }
 
 impl Key {
+    fn load(path: &Path) -> Result<Self> {
+        let bytes = sys::file::read(path, SIGNATURE_LIMIT_BYTES)?;
+        Self::parse(&String::from_utf8_lossy(&bytes)).doing(|| format!("key {}", path.display()))
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let wrong = || {
             Error::failed(
@@ -309,9 +311,11 @@ mod tests {
         let dir = dir(&[("a.pub", PUBLIC), (".hidden.pub", "x\ny\n")]);
         assert_eq!(Keys::load(dir.path(), 1).unwrap().keys.len(), 1);
         let bad = dir.path().join("bad.pub");
-        sys::durable::replace(&bad, b"x\ny\n", 0o644).unwrap();
-        let e = Keys::load(dir.path(), 1).unwrap_err().to_string();
-        assert!(e.contains("bad.pub: not a minisign") && e.contains("; copy the file again"), "{e}");
+        for wrong in [b"x\ny\n" as &[u8], b"", b"\xff\n\xff\n"] {
+            sys::durable::replace(&bad, wrong, 0o644).unwrap();
+            let e = Keys::load(dir.path(), 1).unwrap_err().to_string();
+            assert!(e.contains("bad.pub: not a minisign") && e.contains("; copy the file again"), "{e}");
+        }
         sys::durable::remove(&bad).unwrap();
         use rustix::fs::{CWD, FileType, Mode, mknodat};
         mknodat(CWD, &bad, FileType::Fifo, Mode::RWXU, 0).unwrap();
