@@ -58,15 +58,27 @@ pub const fn slot_dir(slot: Slot) -> &'static str {
     }
 }
 
+/// Where a list may be: in its place, and beside it if a cut came while it was replaced.
+fn lists(dir: &str) -> [String; 2] {
+    [within(dir, SUMS), within(dir, &format!("{SUMS}.new"))]
+}
+
 /// The list in the directory `dir` of a tree, if there is one.
 ///
 /// # Errors
 /// `Failed` if it cannot be read.
 pub fn sums(tree: &impl Tree, dir: &str) -> Result<Option<Sums>> {
-    let path = within(dir, SUMS);
-    let Some(len) = tree.len_bytes(&path)? else { return Ok(None) };
+    let [place, beside] = lists(dir);
+    Ok(match read_list(tree, &place)? {
+        None => read_list(tree, &beside)?,
+        found => found,
+    })
+}
+
+fn read_list(tree: &impl Tree, path: &str) -> Result<Option<Sums>> {
+    let Some(len) = tree.len_bytes(path)? else { return Ok(None) };
     let mut raw = vec![0; usize::try_from(len.min(SUMS_LIMIT_BYTES)).unwrap_or(0)];
-    tree.read_at(&path, 0, &mut raw)?;
+    tree.read_at(path, 0, &mut raw)?;
     Ok(Some(Sums::parse(&String::from_utf8_lossy(&raw))))
 }
 
@@ -110,7 +122,7 @@ impl<T: Tree> FileSet<T> {
             .saturating_add(taken(SUMS_LIMIT_BYTES))
             .saturating_add(room.unit_bytes.saturating_mul(dirs + 1));
         let mut free = room.free_bytes;
-        for (path, _) in self.surplus()? {
+        for path in self.surplus()? {
             free = free.saturating_add(there(&path)?);
         }
         let wanted = needed.saturating_add(RESERVE_BYTES);
@@ -128,9 +140,15 @@ impl<T: Tree> FileSet<T> {
     }
 
     /// Files of the set before that this one does not have.
-    fn surplus(&self) -> Result<Vec<(String, Digest)>> {
-        let mut before = sums(&self.tree, &self.dir)?.map_or_else(Vec::new, |s| s.files);
-        before.retain(|(path, _)| !self.files.iter().any(|f| f.path.eq_ignore_ascii_case(path)));
+    fn surplus(&self) -> Result<Vec<String>> {
+        let mut before = Vec::new();
+        for list in lists(&self.dir) {
+            let found = read_list(&self.tree, &list)?.map_or_else(Vec::new, |s| s.files);
+            before.extend(found.into_iter().map(|(path, _)| path));
+        }
+        before.sort_unstable();
+        before.dedup();
+        before.retain(|path| !self.files.iter().any(|f| f.path.eq_ignore_ascii_case(path)));
         Ok(before)
     }
 
@@ -139,11 +157,12 @@ impl<T: Tree> FileSet<T> {
         if self.begun {
             return Ok(());
         }
-        for (path, _) in self.surplus()? {
+        for path in self.surplus()? {
             self.tree.remove(&self.path(&path))?;
         }
-        let list = self.path(SUMS);
+        let [list, beside] = lists(&self.dir);
         if self.files.is_empty() {
+            self.tree.remove(&beside)?;
             self.tree.remove(&list)?;
         } else {
             self.tree.replace(&list, Sums::of(&self.title, &self.files).text().as_bytes())?;

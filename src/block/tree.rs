@@ -37,7 +37,8 @@ pub trait Tree {
     /// `Failed`, naming the file.
     fn flush(&mut self, paths: &[String]) -> Result<()>;
 
-    /// Replaces a small file, durably.
+    /// Replaces a small file, durably. A cut leaves the old or the new content there, or on FAT neither, but then the new
+    /// one under the same name with `.new` behind it.
     ///
     /// # Errors
     /// `Failed`, naming the file.

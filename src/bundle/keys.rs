@@ -1,4 +1,4 @@
-//! Who may sign: minisign public keys in a directory, and how many of them must have signed.
+//! Who may sign: minisign public keys in a directory, those of them that were revoked, and how many must have signed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -57,6 +57,8 @@ struct Key {
 #[derive(Debug, Clone)]
 pub struct Keys {
     keys: Vec<Key>,
+    /// Their signatures count for nothing, also if the same key is among the others.
+    revoked: Vec<Key>,
     required: usize,
     dir: PathBuf,
 }
@@ -70,30 +72,27 @@ pub struct Signature {
 }
 
 impl Keys {
-    /// All public keys (`*.pub`, as `minisign -G` makes them) of a directory.
+    /// All public keys (`*.pub`, as `minisign -G` makes them) of a directory, without those that are there as
+    /// `*.revoked` too, under whatever name.
     ///
     /// # Errors
     /// `Failed`, naming the file, for one that is no minisign public key; naming the directory, if it holds fewer
     /// than `required` different ones.
     pub fn load(dir: &Path, required: usize) -> Result<Self> {
         let required = required.max(1);
-        let mut keys: Vec<Key> = Vec::new();
-        for path in sys::file::fragments(dir, "pub")?.iter() {
-            let text = sys::file::read_text(path, SIGNATURE_LIMIT_BYTES)?;
-            let key = Key::parse(&text).doing(|| format!("key {}", path.display()))?;
-            if !keys.iter().any(|k| k.point == key.point) {
-                keys.push(key);
-            }
-        }
+        let revoked = different_keys(dir, "revoked")?;
+        let mut keys = different_keys(dir, "pub")?;
+        keys.retain(|k| !revoked.iter().any(|r| r.point == k.point));
         if keys.len() < required {
             return Err(Error::failed(format!(
-                "keys in {}: {} found, {required} needed; put the minisign public keys of whoever signs your \
+                "keys in {}: {} found{}, {required} needed; put the minisign public keys of whoever signs your \
                  bundles there, as *.pub files",
                 dir.display(),
-                keys.len()
+                keys.len(),
+                if revoked.is_empty() { String::new() } else { format!(" ({} revoked)", revoked.len()) }
             )));
         }
-        Ok(Self { keys, required, dir: dir.to_owned() })
+        Ok(Self { keys, revoked, required, dir: dir.to_owned() })
     }
 
     /// The one key in a file.
@@ -102,14 +101,13 @@ impl Keys {
     /// `Failed`, naming the file.
     #[cfg(feature = "build-host")]
     pub fn load_file(path: &Path) -> Result<Self> {
-        let text = sys::file::read_text(path, SIGNATURE_LIMIT_BYTES)?;
-        let key = Key::parse(&text).doing(|| format!("key {}", path.display()))?;
-        Ok(Self { keys: vec![key], required: 1, dir: path.to_owned() })
+        Ok(Self { keys: vec![Key::load(path)?], revoked: Vec::new(), required: 1, dir: path.to_owned() })
     }
 
     /// Checks that enough different keys signed `message`, and tells which.
     ///
-    /// Signatures by keys that are not ours are passed over: a bundle may be signed for others as well.
+    /// Signatures by keys that are not ours are passed over, and so are those of revoked ones: a bundle may be signed for
+    /// others as well.
     ///
     /// # Errors
     /// `Failed` if a signature by a key of ours does not fit: the bundle was changed or damaged. `Refused` if all
@@ -125,7 +123,7 @@ impl Keys {
             }
         }
         if signed.len() < self.required {
-            let by: Vec<String> = signatures.iter().map(|s| s.id.to_string()).collect();
+            let by: Vec<String> = signatures.iter().map(|s| self.name(s.id)).collect();
             let by = if by.is_empty() { "nobody".into() } else { by.join(", ") };
             return Err(Error::refused(format!(
                 "signed by {by}: {} of the keys in {}, {} needed; get a bundle signed for this device, \
@@ -137,6 +135,24 @@ impl Keys {
         }
         Ok(signed.iter().map(|k| k.id).collect())
     }
+
+    /// A key's number, for messages.
+    fn name(&self, id: KeyId) -> String {
+        let is_revoked = self.revoked.iter().any(|k| k.id == id) && !self.keys.iter().any(|k| k.id == id);
+        if is_revoked { format!("{id} (revoked)") } else { id.to_string() }
+    }
+}
+
+/// The keys in the files of a directory with this ending; two files with the same point are one key.
+fn different_keys(dir: &Path, extension: &str) -> Result<Vec<Key>> {
+    let mut keys: Vec<Key> = Vec::new();
+    for path in sys::file::fragments(dir, extension)? {
+        let key = Key::load(&path)?;
+        if !keys.iter().any(|k| k.point == key.point) {
+            keys.push(key);
+        }
+    }
+    Ok(keys)
 }
 
 fn misfit(id: KeyId, e: &minisign_verify::Error) -> Error {
@@ -151,6 +167,11 @@ fn misfit(id: KeyId, e: &minisign_verify::Error) -> Error {
 }
 
 impl Key {
+    fn load(path: &Path) -> Result<Self> {
+        let bytes = sys::file::read(path, SIGNATURE_LIMIT_BYTES)?;
+        Self::parse(&String::from_utf8_lossy(&bytes)).doing(|| format!("key {}", path.display()))
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let wrong = || {
             Error::failed(
@@ -264,15 +285,37 @@ mod tests {
     }
 
     #[test]
+    fn a_revoked_key_counts_for_nothing() {
+        let other_comment = PUBLIC.replace("minisign public key", "stolen in March");
+        let dir = dir(&[("a.pub", PUBLIC), ("gone.revoked", &other_comment)]);
+        let e = Keys::load(dir.path(), 1).unwrap_err().to_string();
+        assert!(e.contains("0 found (1 revoked), 1 needed"), "{e}");
+        // Beside another key, its signature is passed over, and named.
+        let point = STANDARD.encode([b"Ed".as_slice(), &[1; 8], &[9; 32]].concat());
+        sys::durable::replace(&dir.path().join("b.pub"), format!("x\n{point}\n").as_bytes(), 0o644).unwrap();
+        let e = Keys::load(dir.path(), 1)
+            .unwrap()
+            .check(b"twinhull\n", &[Signature::parse(SIGNATURE).unwrap()])
+            .unwrap_err();
+        assert_eq!(e.kind(), Kind::Refused);
+        assert!(e.to_string().starts_with("signed by 1CA8E3C75D0408B6 (revoked): 0 of the keys"), "{e}");
+        // Which keys are revoked must be certain.
+        sys::durable::replace(&dir.path().join("c.revoked"), b"x\n", 0o644).unwrap();
+        assert!(Keys::load(dir.path(), 1).unwrap_err().to_string().contains("c.revoked: not a minisign"));
+    }
+
+    #[test]
     fn a_missing_directory_and_a_bad_key_are_named() {
         let e = Keys::load(Path::new("/nonexistent/keys.d"), 1).unwrap_err().to_string();
         assert!(e.contains("/nonexistent/keys.d: 0 found"), "{e}");
         let dir = dir(&[("a.pub", PUBLIC), (".hidden.pub", "x\ny\n")]);
         assert_eq!(Keys::load(dir.path(), 1).unwrap().keys.len(), 1);
         let bad = dir.path().join("bad.pub");
-        sys::durable::replace(&bad, b"x\ny\n", 0o644).unwrap();
-        let e = Keys::load(dir.path(), 1).unwrap_err().to_string();
-        assert!(e.contains("bad.pub: not a minisign") && e.contains("; copy the file again"), "{e}");
+        for wrong in [b"x\ny\n" as &[u8], b"", b"\xff\n\xff\n"] {
+            sys::durable::replace(&bad, wrong, 0o644).unwrap();
+            let e = Keys::load(dir.path(), 1).unwrap_err().to_string();
+            assert!(e.contains("bad.pub: not a minisign") && e.contains("; copy the file again"), "{e}");
+        }
         sys::durable::remove(&bad).unwrap();
         use rustix::fs::{CWD, FileType, Mode, mknodat};
         mknodat(CWD, &bad, FileType::Fifo, Mode::RWXU, 0).unwrap();

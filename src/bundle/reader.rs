@@ -66,7 +66,11 @@ impl<R: Read> Bundle<R> {
         let mut members = archive::Reader::new(stream);
         match members.advance()? {
             Some(m) if m.name == "manifest.toml" => {}
-            _ => return Err(Error::failed("not a bundle: it does not begin with manifest.toml")),
+            _ => {
+                return Err(Error::failed(
+                    "not a bundle: it does not begin with manifest.toml; give what `twinhull bundle create` made",
+                ));
+            }
         }
         let text = members.content(manifest::LIMIT_BYTES)?;
         let mut signatures = Vec::new();

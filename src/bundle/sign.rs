@@ -37,7 +37,8 @@ impl Signer {
     /// `Failed`, naming the file, if it is no secret key or the password is wrong; `Usage` if a password is needed
     /// and cannot be asked for.
     pub fn load(path: &Path, password: Option<String>) -> Result<Self> {
-        let text = sys::file::read_text(path, SIGNATURE_LIMIT_BYTES)?;
+        let text = sys::file::read(path, SIGNATURE_LIMIT_BYTES)?;
+        let text = String::from_utf8_lossy(&text);
         let doing = || format!("secret key {}", path.display());
         let said = |e: minisign::PError| Error::failed(e.to_string()).within(doing());
         let bytes = text.lines().nth(1).and_then(|line| STANDARD.decode(line).ok()).unwrap_or_default();

@@ -35,7 +35,8 @@ create: makes a bundle of a root image. The same input gives the same bytes (but
   --version V          version of the OS in it, as 2.1.0 or 2.1.0+rev1
   --compatible TYPES   device types that it is for, as in device-type.json: intel-nuc,genericx86-64-ext
   --arch A             amd64, i386, aarch64, armv7hf or rpi (default: that of this twinhull)
-  --release N          a counter that never decreases from release to release (default 0)
+  --release N          a counter that never decreases: a device that committed N takes nothing below N any more, whatever
+                       the version; raise it when older systems must not come back (default 0)
   --min-version V      the oldest OS version that may be updated to this one directly
   --provides KEY=V     version of os, kernel, l4t or supervisor in it; may be given several times
                        (os is --version if it is not given)
@@ -43,7 +44,7 @@ create: makes a bundle of a root image. The same input gives the same bytes (but
   --prefix-size KIB    how much before a block helps to compress it, 0 to 8192 KiB (default 4096); the device needs
                        twice as much memory
   --boot-dir DIR       every file in DIR goes to the boot partition, for the slot that is written: kernel, initramfs, device
-                       trees; for devices that boot from there (systemd-boot, EFI)
+                       trees; for devices that boot from there (systemd-boot, EFI, Raspberry Pi without U-Boot)
   --boot-file PATH=FILE  one such file, as dtbs/board.dtb=build/board.dtb; may be given several times
   --hook NAME=FILE     a program that the new system runs before it is committed, in the order of names; if it does not exit
                        with 0, the update is rolled back; may be given several times
@@ -66,7 +67,7 @@ keygen: makes a minisign key pair without a password. The public half belongs in
 inspect: shows what a bundle says of itself. Signatures are checked only with --keys.
 
 verify: checks signatures, indexes, every block, the whole images, each file and the end of the bundle; writes nothing.
-  --keys DIR           directory of minisign public keys, *.pub
+  --keys DIR           directory of minisign public keys, *.pub; those that are there as *.revoked do not count
   --signatures N       how many different keys must have signed (default 1)
 
 With --json, sign tells {bundle, signed_by: [..]}, keygen {public, secret}.

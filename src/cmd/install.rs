@@ -46,7 +46,7 @@ Usage: twinhull install [OPTIONS] FILE|URL|-
                         (K, M and G stand for KiB, MiB and GiB)
   --token-file FILE     a bearer token that the server is shown, instead of the setting bundle.token_file
   --reboot              reboot into the new system when it is armed
-  --allow-downgrade     accept a version older than the running one
+  --allow-downgrade     accept a version older than the running one; never a release counter below the floor
   --force               install even if a service that runs here loses what it requires
 
 What happens: the signature is checked (keys in bundle.keys) before anything else is believed; the bundle must be meant for
@@ -63,12 +63,16 @@ A token is sent over https alone, and only to the host and port of the bundle's 
 not to a delta's other server. A server that asks for a client certificate gets bundle.client_cert (with bundle.client_key).
 Servers are trusted by provision.ca_bundle and by balenaRootCA of config.json.
 
+The floor of the release counter is that of the newest system that was ever committed here, or bundle.release_floor of the
+image if that is higher; no option goes below it. It survives a factory reset. No check looks at the clock.
+
 An update that takes from a service what its labels require (io.balena.features.requires.*) and this OS has is refused; an
 optional service is told. See `twinhull contracts --help`.
 
-Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a trial
-under way, a target slot that is mounted, a service that would be stranded, more than --max-download, no room for the
-boot files). With --json: one line per event: {event: look|plan|explain|begin|progress|read-back|armed|already-armed, ..}.
+Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a
+release below the floor, a trial under way, a target slot that is mounted, a service that would be stranded, more than
+--max-download, no room for the boot files). With --json: one line per event: {event:
+look|plan|explain|begin|progress|read-back|armed|already-armed, ..}.
 
   twinhull install https://updates.example.com/nuc-2.1.0.bundle
   twinhull install --explain --max-download 100M https://updates.example.com/nuc-2.1.0.bundle
@@ -158,7 +162,7 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
         Done::Explained => return Ok(0),
         Done::Already => {
             sys::out::line(&if context.json {
-                json!({ "event": "already-armed", "slot": !host.machine.booted }).to_string()
+                json!({ "event": "already-armed", "slot": host.machine.target() }).to_string()
             } else {
                 "this bundle is already installed and armed; reboot to try it".into()
             });
@@ -199,7 +203,11 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     let manifest = bundle.manifest().clone();
     manifest.check_suits(&facts(context, host, slot_len_bytes)?, args.allow_downgrade)?;
     super::stranded::check(context, &settings, &manifest, args.force)?;
-    let release = Release { version: manifest.version.clone(), manifest: bundle.manifest_digest() };
+    let release = Release {
+        version: manifest.version.clone(),
+        manifest: bundle.manifest_digest(),
+        counter: manifest.release,
+    };
     if !args.explain && host.machine.waits_for(&release)? {
         return Ok(Done::Already);
     }
@@ -207,7 +215,7 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     let mut bar = Bar::new(context.json, image.len_bytes, bundle.stream().len_bytes());
     let running = host.disk.slot_partition(host.machine.booted)?.device.clone();
     let kept = context.root.path(INDEX);
-    let mut sets = FileSets::plan(context, host, &manifest)?;
+    let mut sets = FileSets::plan(context, host, &manifest, args.explain)?;
     let mut disk = FileDisk::claim(&device, !args.explain).doing(|| format!("slot {slot}"))?;
     let feed = Feed::prepare(bundle, args, reach, &kept, (&mut disk, &running), &mut bar)?;
     if args.explain {
@@ -217,7 +225,7 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     let before = health::before(context, &settings);
     let started = BootClock.since_boot();
     let goal = Goal { root: image, sets: sets.images(), hooks: file_sets::hooks(&manifest) };
-    let FileSets { disks, sources } = &mut sets;
+    let FileSets { disks, sources, .. } = &mut sets;
     let mut disks: Vec<&mut dyn Disk> = disks.iter_mut().map(|d| d as &mut dyn Disk).collect();
     let begun = Install::begin(&mut host.machine, release, goal)?;
     bar.begin(&manifest.version, slot);
@@ -415,5 +423,12 @@ fn facts(context: &Context, host: &Host, slot_len_bytes: u64) -> Result<DeviceFa
             None
         }
     };
-    Ok(DeviceFacts { device_type: DeviceType(device_type), arch: arch().into(), version, slot_len_bytes })
+    let release_floor = host.machine.release_floor()?.max(host.settings.bundle.release_floor);
+    Ok(DeviceFacts {
+        device_type: DeviceType(device_type),
+        arch: arch().into(),
+        version,
+        slot_len_bytes,
+        release_floor,
+    })
 }

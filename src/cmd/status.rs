@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::file_sets::{self, BootFiles};
 use super::host::{Host, os_version};
 use super::turn;
 use crate::cli::{Command, Context};
@@ -30,7 +31,8 @@ Exit 1 if something that should be there is missing (the text says what, and wha
 contradict each other, else 0.
 
 With --json, where null stands for what cannot be told: {os: {version, slot}, device: {type, arch, uuid},
-boot: {chooser, primary, trial: null | {slot, tries_left}}, phase, update: {state, hooks: [..], last: null | {result, target, release, reason}}, provision, supervisor,
+boot: {chooser, primary, trial: null | {slot, tries_left}}, phase, boot_files: [{slot, of, files, missing: [..]}],
+update: {state, hooks: [..], failure: null | text, last: null | {result, target, release, reason}}, provision, supervisor,
 config: {last_good_copy, problems: [..], damaged_texts: [..]}, boot_notes: {this_boot: [..], lasting: [..]}, problems: [..]}
 ";
 
@@ -55,7 +57,10 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     report.config(context);
     report.boot_notes(context);
     match &host {
-        Ok(host) => report.update(host, turn::is_taken(&context.root)),
+        Ok(host) => {
+            report.update(host, turn::is_taken(&context.root));
+            report.boot_files(context, host);
+        }
         Err(e) => report.problem(e.clone()),
     }
     report.services(context);
@@ -176,6 +181,10 @@ impl Report {
         let name = if installing { "installing" } else { phase.name() };
         let meaning = if installing { "an install is under way".to_owned() } else { explain(&phase) };
         self.lines.push(format!("Phase       {name}: {meaning}"));
+        let floor = record.release_floor.max(host.settings.bundle.release_floor);
+        if floor > 0 {
+            self.lines.push(format!("Releases    from {floor} on are taken"));
+        }
         if let Some(last) = &record.last {
             self.lines.push(format!("Last update {}", describe(last)));
         }
@@ -184,10 +193,15 @@ impl Report {
             State::Installing { .. } => "installing",
             State::Trial { .. } => "trial",
         };
-        let hooks: Vec<&str> = match &record.state {
-            State::Trial { hooks, .. } => hooks.iter().map(|h| h.name.as_str()).collect(),
-            State::Idle | State::Installing { .. } => Vec::new(),
+        let (hooks, failure): (Vec<&str>, _) = match &record.state {
+            State::Trial { hooks, boots, .. } => {
+                (hooks.iter().map(|h| h.name.as_str()).collect(), boots.failure.as_ref())
+            }
+            State::Idle | State::Installing { .. } => (Vec::new(), None),
         };
+        if let Some(failure) = failure {
+            self.lines.push(format!("Trial       an earlier boot of it failed: {failure}"));
+        }
         if !hooks.is_empty() {
             self.lines
                 .push(format!("Hooks       {}: run before the new system is committed", hooks.join(", ")));
@@ -195,10 +209,30 @@ impl Report {
         let boot = json!({ "chooser": host.chooser.name(), "primary": plan.primary, "trial": plan.trial });
         self.json.insert("boot".into(), boot);
         self.json.insert("phase".into(), json!(name));
-        self.json.insert("update".into(), json!({ "state": state, "hooks": hooks, "last": record.last }));
+        let update = json!({ "state": state, "hooks": hooks, "failure": failure, "last": record.last,
+            "release_floor": floor });
+        self.json.insert("update".into(), update);
         if let Phase::Inconsistent { what } = phase {
             self.problem(Error::inconsistent(what));
         }
+    }
+
+    /// The slots' boot files. The set of the slot that runs must be whole; the other is being written at times.
+    fn boot_files(&mut self, context: &Context, host: &Host) {
+        let found = match file_sets::boot_files(&context.root, host) {
+            Ok(found) => found,
+            Err(e) => return self.problem(e.within("boot files")),
+        };
+        for BootFiles { slot, of, files, missing } in &found {
+            self.lines.push(format!("Boot files  slot {slot}: {files} of {of}"));
+            if *slot == host.machine.booted && !missing.is_empty() {
+                self.problem(Error::failed(format!(
+                    "boot files of slot {slot}: {} missing; install again",
+                    missing.join(", ")
+                )));
+            }
+        }
+        self.json.insert("boot_files".into(), json!(found));
     }
 
     /// A journal that makes no sense, now or once.

@@ -114,6 +114,9 @@ pub struct Bundle {
     pub keys: PathBuf,
     /// How many different keys must have signed.
     pub signatures: usize,
+    /// The lowest release counter that is installed; committed systems only raise it. Belongs into the image, so that a
+    /// device that was just flashed has it as well.
+    pub release_floor: u64,
     /// Seconds for which nothing may come from a server before a download is given up.
     pub stall_s: u64,
     /// A file with the bearer token that the server of a bundle is shown, over https only. Read anew for each install.
@@ -214,6 +217,7 @@ impl Default for Bundle {
         Self {
             keys: "/usr/share/twinhull/keys.d".into(),
             signatures: 1,
+            release_floor: 0,
             stall_s: 300,
             token_file: None,
             client_cert: None,

@@ -68,6 +68,8 @@ pub struct DeviceFacts {
     pub version: Option<Version>,
     /// Size of the slot that would be written, in bytes.
     pub slot_len_bytes: u64,
+    /// The lowest release counter that it takes.
+    pub release_floor: u64,
 }
 
 /// The file as it is written.
@@ -149,11 +151,10 @@ impl Manifest {
 
     /// Whether this bundle may be installed on that device.
     ///
-    /// The release counter is not compared yet: that needs a floor kept on the device.
-    ///
     /// # Errors
-    /// `Refused`, saying how to comply, for another device type or architecture, an image larger than the slot,
-    /// a running version older than `min_version`, and one newer than the bundle's unless `allow_downgrade`.
+    /// `Refused`, saying how to comply, for another device type or architecture, an image larger than the slot, a release
+    /// counter below the device's floor, a running version older than `min_version`, and one newer than the bundle's
+    /// unless `allow_downgrade`.
     pub fn check_suits(&self, device: &DeviceFacts, allow_downgrade: bool) -> Result<()> {
         let no = |text: String| Err(Error::refused(text));
         if !self.compatible.contains(&device.device_type) {
@@ -174,6 +175,13 @@ impl Manifest {
             return no(format!(
                 "the image has {} bytes, the slot {}; make the image smaller, or flash a layout with larger slots",
                 self.root.size, device.slot_len_bytes
+            ));
+        }
+        if self.release < device.release_floor {
+            return no(format!(
+                "the bundle has release {}, this device takes {} and above: a system with that was committed here, or \
+                 bundle.release_floor says so; get a newer bundle (--allow-downgrade does not go below)",
+                self.release, device.release_floor
             ));
         }
         match (&self.min_version, &device.version) {
@@ -286,6 +294,7 @@ frames_size = 200
             arch: "amd64".into(),
             version: Some("1.5.0".parse().unwrap()),
             slot_len_bytes: 1_048_577,
+            release_floor: 7,
         }
     }
 
@@ -345,6 +354,7 @@ frames_size = 200
             (DeviceFacts { version: Some("0.9.0".parse().unwrap()), ..device() }, "in between"),
             (DeviceFacts { version: Some("2.0.1".parse().unwrap()), ..device() }, "--allow-downgrade"),
             (DeviceFacts { version: None, ..device() }, "VERSION_ID"),
+            (DeviceFacts { release_floor: 8, ..device() }, "this device takes 8 and above"),
         ] {
             let e = m.check_suits(&device, false).unwrap_err();
             assert_eq!(e.kind(), Kind::Refused);
@@ -357,6 +367,7 @@ frames_size = 200
         let m = Manifest::parse(TEXT).unwrap();
         let newer = DeviceFacts { version: Some("3.0.0".parse().unwrap()), ..device() };
         m.check_suits(&newer, true).unwrap();
+        assert!(m.check_suits(&DeviceFacts { release_floor: 8, ..newer }, true).is_err());
         let older = DeviceFacts { version: Some("0.1.0".parse().unwrap()), ..device() };
         assert!(m.check_suits(&older, true).is_err());
     }

@@ -1,6 +1,6 @@
 //! The journal's record: where an update stands, and how the last one ended.
 
-use super::{BootId, Digest, Slot, Version};
+use super::{BootId, Boots, Digest, Slot, Version};
 
 /// Which bundle an update is about.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -9,6 +9,9 @@ pub struct Release {
     pub version: Version,
     /// The digest of the bundle's manifest: two bundles are the same if and only if these are equal.
     pub manifest: Digest,
+    /// The bundle's release counter; 0 if it has none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub counter: u64,
 }
 
 /// The one durable record on the state partition.
@@ -19,6 +22,9 @@ pub struct Record {
     /// How the update before this one ended; kept until the next one ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<Ended>,
+    /// The highest release counter that was ever committed: nothing below it is installed any more.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub release_floor: u64,
 }
 
 /// Where an update stands.
@@ -47,6 +53,9 @@ pub enum State {
         /// What the new system runs before it is committed, in order.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         hooks: Vec<Hook>,
+        /// How its boots ended so far.
+        #[serde(default, skip_serializing_if = "Boots::is_unknown")]
+        boots: Boots,
         /// Why the trial is to end badly; set before it is called off, so that the reason survives the cut.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         verdict: Option<String>,
@@ -101,13 +110,21 @@ pub enum Outcome {
 impl Record {
     /// No update under way, none remembered: what a device without a journal has.
     pub const fn new() -> Self {
-        Self { state: State::Idle, last: None }
+        Self { state: State::Idle, last: None, release_floor: 0 }
     }
 
-    /// No update under way any more; the last one ended so.
-    pub const fn ended(last: Ended) -> Self {
-        Self { state: State::Idle, last: Some(last) }
+    /// No update under way any more; this one ended so. A commit raises the floor of the release counter.
+    #[must_use]
+    pub fn ended(self, last: Ended) -> Self {
+        let committed = if last.result == Outcome::Committed { last.release.counter } else { 0 };
+        Self { state: State::Idle, release_floor: self.release_floor.max(committed), last: Some(last) }
     }
+}
+
+// serde wants a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Default for Record {

@@ -122,6 +122,11 @@ impl Loader {
         }
     }
 
+    /// Whether kernels lie on the boot partition, in a set for each slot, and not in the slots' images.
+    pub const fn has_boot_files(self) -> bool {
+        matches!(self, Self::SystemdBoot | Self::Tryboot | Self::Efi)
+    }
+
     fn notation(self) -> Notation {
         match self {
             Self::Grub => Notation::Decimal(PARTITIONS),

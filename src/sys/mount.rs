@@ -1,7 +1,7 @@
 //! Mounting.
 
 use std::ffi::CString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use rustix::mount::MountFlags;
 
@@ -48,6 +48,33 @@ pub fn move_to(source: &Path, target: &Path) -> Result<()> {
     let doing = || format!("move the mount {} to {}", source.display(), target.display());
     must_exist(target).doing(doing)?;
     rustix::mount::mount_move(source, target).doing(doing)
+}
+
+/// A mount that goes when this does.
+#[derive(Debug)]
+pub struct Temporary(PathBuf);
+
+impl Temporary {
+    /// As [`mount`]; the directory is made, and what an earlier process left mounted there goes first.
+    ///
+    /// # Errors
+    /// As [`mount`].
+    pub fn new(source: &Path, target: &Path, kind: &str, flags: MountFlags, options: &str) -> Result<Self> {
+        super::durable::create_dir(target)?;
+        while super::file::is_mount_point(target)? {
+            detach(target)?;
+        }
+        mount(source, target, kind, flags, options)?;
+        Ok(Self(target.to_owned()))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Err(e) = detach(&self.0) {
+            log::warn!("{e}");
+        }
+    }
 }
 
 /// Takes a mount away as soon as nobody uses it.

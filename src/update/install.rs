@@ -11,7 +11,7 @@ use super::{JournalStore, Machine};
 use crate::block::{Disk, Verified, digest_of, read_back};
 use crate::boot::BootChooser;
 use crate::model::record::{Before, Hook, Outcome, Record, Release, State};
-use crate::model::{BootPlan, Digest, Slot};
+use crate::model::{BootPlan, Boots, Digest, Slot};
 use crate::{Error, Result};
 
 /// What a slot, or a set of files, must hold in the end.
@@ -76,14 +76,13 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
     pub fn begin(machine: &'m mut Machine<C, J>, release: Release, goal: Goal) -> Result<Self> {
         machine.check_may_install()?;
         machine.settle()?;
-        let (Record { last, .. }, plan, _) = machine.observe()?;
+        let (record, plan, _) = machine.observe()?;
         if plan != BootPlan::settled(machine.booted) {
             machine.chooser.disarm(machine.booted)?;
         }
-        let target = !machine.booted;
-        machine
-            .journal
-            .store(&Record { state: State::Installing { target, release: release.clone() }, last })?;
+        let target = machine.target();
+        let state = State::Installing { target, release: release.clone() };
+        machine.journal.store(&Record { state, ..record })?;
         Ok(Self { machine, release, goal, state: Unbootable(()) })
     }
 
@@ -118,7 +117,7 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Written> {
     ) -> Result<Install<'m, C, J, Verified>> {
         let Image { len_bytes, digest } = self.goal.root;
         let verified = read_back_sets(&self.goal.sets, sets)
-            .and_then(|()| read_back(disk, !self.machine.booted, len_bytes, &digest, progress));
+            .and_then(|()| read_back(disk, self.machine.target(), len_bytes, &digest, progress));
         self.then(verified, |v| v)
     }
 }
@@ -145,19 +144,20 @@ impl<C: BootChooser, J: JournalStore> Install<'_, C, J, Verified> {
     /// `Failed` if a write did not land; the update is then abandoned.
     pub fn arm(self, tries: u8, before: Before) -> Result<Armed> {
         let slot = self.state.slot();
-        let last = self.machine.journal.load()?.last;
+        let record = self.machine.journal.load()?;
         let state = State::Trial {
             target: slot,
             release: self.release.clone(),
             armed_in: self.machine.boot_id.clone(),
             before,
             hooks: self.goal.hooks.clone(),
+            boots: Boots::default(),
             verdict: None,
         };
         let armed = self
             .machine
             .journal
-            .store(&Record { state, last })
+            .store(&Record { state, ..record })
             .and_then(|()| self.machine.chooser.arm(&self.state, tries));
         self.then(armed, |()| ())?;
         Ok(Armed { slot, tries })

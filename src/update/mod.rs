@@ -4,8 +4,11 @@
 //!
 //! ```text
 //! disarm · journal Installing · write … · flush · read back from the medium · journal Trial · ARM · reboot
-//! … new system … health · COMMIT · journal Idle
+//! … new system … health · hooks · COMMIT · journal Idle
 //! ```
+//!
+//! What is written is the root image, then the boot files and hooks that belong to it, each to the place of the slot that
+//! nothing can boot yet.
 //!
 //! Journal before switch on the way in, switch before journal on the way out. What a power cut leaves is told apart
 //! by [`crate::model::phase::classify`] at the next start; recovery is the normal path. `sim` cuts the power, or kills

@@ -36,6 +36,7 @@ fn install(bundle: &[u8], keys: &Keys, slot: &mut FileDisk) -> Result<Digest> {
         arch: "amd64".into(),
         version: None,
         slot_len_bytes: slot.len_bytes(),
+        release_floor: 0,
     };
     manifest.check_suits(&device, false)?;
     let limit = slot.len_bytes();

@@ -7,7 +7,7 @@ use crate::Bench;
 use crate::support::{outcome, run};
 
 /// A device that boots with systemd-boot, whose slot A has boot files of the image's maker.
-fn bench() -> Bench {
+pub fn bench() -> Bench {
     let bench = Bench::new();
     let device = &bench.device;
     device.write("etc/twinhull/10-boot.toml", "[boot]\nchooser = \"systemd-boot\"\n");
@@ -24,7 +24,7 @@ fn bench() -> Bench {
 }
 
 /// Every file below a directory: its path and content.
-fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+pub fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
     fn walk(dir: &Path, base: &Path, found: &mut Vec<(String, Vec<u8>)>) {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
@@ -45,7 +45,7 @@ fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 /// A directory of boot files that tells versions apart.
-fn boot_dir(bench: &Bench, version: &str) -> String {
+pub fn boot_dir(bench: &Bench, version: &str) -> String {
     let dir = format!("boot-{version}");
     let kernel = crate::support::pattern(123_456, version.len() as u64 + u64::from(version.as_bytes()[0]));
     bench.write(&format!("{dir}/vmlinuz"), &kernel);
@@ -66,6 +66,8 @@ fn they_go_to_the_slot_that_is_written_and_the_others_are_not_touched() {
     let mut found = files(&bench.device.path("mnt/boot/slot-b"));
     found.retain(|(name, _)| name != "twinhull.sums");
     assert_eq!(found, files(Path::new(&dir)));
+    let expected = serde_json::json!([{ "slot": "B", "of": "version 2.0.0", "files": 3, "missing": [] }]);
+    assert_eq!(bench.device.status()["boot_files"], expected);
     // The real tool agrees with the list.
     let slot = bench.device.path("mnt/boot/slot-b");
     let check = format!("cd {} && sha256sum --strict --quiet -c twinhull.sums", slot.display());
@@ -98,6 +100,29 @@ fn the_set_of_a_slot_is_what_its_bundle_says_and_no_more() {
 }
 
 #[test]
+fn raspberry_pi_s_firmware_has_a_boot_partition_for_each_slot() {
+    let bench = Bench::new();
+    let device = &bench.device;
+    device.write("etc/twinhull/10-boot.toml", "[boot]\nchooser = \"tryboot\"\n");
+    device.write("mnt/boot/autoboot.txt", include_str!("../../boot/raspberrypi/autoboot.txt"));
+    // In a directory that is not the host's, partitions are not mounted, but expected where they would be.
+    for slot in ["a", "b"] {
+        device.write(&format!("run/twinhull/slot-{slot}/cmdline.txt"), &format!("root=of-{slot}"));
+    }
+    let dir = boot_dir(&bench, "2.0.0");
+    let bundle = bench.bundle("new", "2.0.0", &["--boot-dir", &dir]);
+    let output = bench.install(&bundle);
+    assert_eq!(outcome(&output).0, 0, "{}", outcome(&output).1);
+    assert_eq!(device.status()["phase"], "ready-to-reboot");
+    assert_eq!(files(&device.path("run/twinhull/slot-a")).len(), 1);
+    let mut found = files(&device.path("run/twinhull/slot-b"));
+    found.retain(|(name, _)| name != "twinhull.sums");
+    // What differs from slot to slot is the image's, and stays.
+    assert_eq!(found.remove(0), ("cmdline.txt".into(), b"root=of-b".to_vec()));
+    assert_eq!(found, files(Path::new(&dir)));
+}
+
+#[test]
 fn a_bootloader_that_would_not_read_them_is_told_before_anything_is_written() {
     let bench = Bench::new();
     let dir = boot_dir(&bench, "2.0.0");
@@ -105,7 +130,7 @@ fn a_bootloader_that_would_not_read_them_is_told_before_anything_is_written() {
     let slots = bench.device.slots();
     let (code, text) = outcome(&bench.install(&bundle));
     assert_eq!(code, 3, "{text}");
-    assert!(text.contains("grub boots what is in /boot of the root image"), "{text}");
+    assert!(text.contains("files for the boot partition, of which grub boots none"), "{text}");
     assert!(bench.device.slots() == slots && bench.device.status()["phase"] == "steady");
 }
 

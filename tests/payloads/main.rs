@@ -5,9 +5,14 @@
 #![allow(clippy::cast_possible_truncation)]
 
 mod boot_files;
+mod format;
 mod hooks;
+#[path = "../transfer/server.rs"]
+#[allow(dead_code)]
+mod server;
 #[path = "../support/mod.rs"]
 mod support;
+mod transfer;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -49,7 +54,7 @@ impl Bench {
         let [image, out, key] = [&image, &self.path(&format!("{name}.bundle")), &self.key.secret]
             .map(|p| p.to_str().unwrap().to_owned());
         let args = ["bundle", "create", "--image", &image, "--version", version, "--compatible", "intel-nuc"];
-        let rest = ["--arch", "amd64", "--level", "1", "--frame-size", "16", "--key", &key, "-o", &out];
+        let rest = ["--arch", "amd64", "--level", "1", "--key", &key, "-o", &out];
         twinhull(&[&args[..], &rest, more].concat())
     }
 
