@@ -77,6 +77,12 @@ pub trait BootChooser {
         Ok(None)
     }
 
+    /// Gives back the try that was counted for this boot, which ends in order; nothing without a trial, or if no try was used.
+    ///
+    /// # Errors
+    /// As [`BootChooser::arm`].
+    fn give_back(&mut self) -> Result<()>;
+
     /// Puts back what the firmware has lost of the plan by itself (UEFI's entries after an update of the firmware); called
     /// once in every boot. `booted` is the slot that runs.
     ///
@@ -110,6 +116,10 @@ impl<C: BootChooser + ?Sized> BootChooser for Box<C> {
 
     fn before_reboot(&mut self) -> Result<Option<&'static CStr>> {
         (**self).before_reboot()
+    }
+
+    fn give_back(&mut self) -> Result<()> {
+        (**self).give_back()
     }
 
     fn restore(&mut self, booted: Slot) -> Result<()> {

@@ -81,6 +81,13 @@ impl Notation {
         number.map(Some).ok_or_else(|| Error::failed(format!("{name} is {text:?}, expected {expected}")))
     }
 
+    fn text(self, count: i16) -> String {
+        match self {
+            Self::Hex(_) => format!("{count:x}"),
+            Self::Decimal(_) | Self::Letters => count.to_string(),
+        }
+    }
+
     fn limit(self, environment: &impl Environment) -> Result<i16> {
         match self {
             Self::Decimal(_) | Self::Hex(_) => {
@@ -140,6 +147,15 @@ pub fn arm(environment: &mut impl Environment, notation: Notation, slot: Slot, t
     match notation {
         Notation::Decimal(_) | Notation::Hex(_) => environment.set("os_bc_lim", &tries.to_string()),
         Notation::Letters => {}
+    }
+}
+
+/// Takes one boot off the count, which is that of a trial.
+pub fn give_back(environment: &mut impl Environment, notation: Notation) {
+    let count = notation.count(environment, "bootcount").ok().flatten();
+    // Below zero only where a trial may begin there.
+    if let Some(used) = count.filter(|count| *count > 0 || notation == Notation::Letters) {
+        environment.set("bootcount", &notation.text(used - 1));
     }
 }
 

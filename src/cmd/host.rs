@@ -1,6 +1,6 @@
 //! The device as the commands see it: settings, disk, journal and boot chooser put together.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::block::BootedDisk;
 use crate::boot::BootChooser;
@@ -11,6 +11,8 @@ use crate::update::{FileJournal, Machine, Next};
 use crate::{Doing, Error, Result, Root, sys};
 
 const JOURNAL: &str = "/mnt/state/twinhull/journal.json";
+/// Whether this boot was ended in order already.
+const BOOT_ENDED: &str = "/run/twinhull/boot-ended";
 const SMALL_FILE_BYTES: u64 = 64 * 1024;
 
 /// Any boot chooser.
@@ -27,6 +29,7 @@ pub struct Host {
     /// Which bootloader.
     pub chooser: Chooser,
     failure_note: PathBuf,
+    boot_ended: PathBuf,
 }
 
 impl Host {
@@ -46,7 +49,7 @@ impl Host {
         let boot_failure = sys::file::read_if_exists(&failure_note, SMALL_FILE_BYTES)?
             .and_then(|raw| BootFailure::parse(&String::from_utf8_lossy(&raw)));
         let machine = Machine { chooser, journal, booted, boot_id, boot_failure };
-        Ok(Self { settings, disk, machine, chooser: kind, failure_note })
+        Ok(Self { settings, disk, machine, chooser: kind, failure_note, boot_ended: root.path(BOOT_ENDED) })
     }
 
     /// Finishes what was cut short ([`Machine::settle`]). PID 1's note of a failed boot goes when no update is under
@@ -63,6 +66,19 @@ impl Host {
         Ok(next)
     }
 
+    /// Ends this boot in order ([`Machine::end_boot`]), once: the reboot that twinhull asks for is seen by
+    /// `twinhull boot end` as well. Gives the argument that a reboot must carry.
+    ///
+    /// # Errors
+    /// As [`Machine::end_boot`].
+    pub fn end_boot(&mut self, reboots: bool) -> Result<Option<&'static str>> {
+        if self.boot_ended.exists() {
+            return Ok(None);
+        }
+        mark_ended(&self.boot_ended)?;
+        Ok(self.machine.end_boot(reboots)?.and_then(|argument| argument.to_str().ok()))
+    }
+
     /// The device of the slot that does not run.
     ///
     /// # Errors
@@ -72,6 +88,20 @@ impl Host {
         let partition = self.disk.slot_partition(slot)?;
         Ok((slot, partition.device.clone(), partition.len_bytes))
     }
+}
+
+/// From now on nothing gives the try of this boot back: it counts.
+///
+/// # Errors
+/// `Failed`, naming the file.
+pub fn count_boot(root: &Root) -> Result<()> {
+    mark_ended(&root.path(BOOT_ENDED))
+}
+
+fn mark_ended(note: &Path) -> Result<()> {
+    // In memory: it lasts as long as this boot.
+    sys::durable::create_dir(sys::durable::parent(note)?)?;
+    sys::durable::replace(note, b"", 0o644)
 }
 
 fn bootloader(root: &Root, settings: &Settings) -> Result<(BootedDisk, AnyChooser, Chooser)> {

@@ -1,10 +1,12 @@
 //! One file per subcommand: what was typed, what it means, what is shown. The work is done below.
 
+mod boot;
 mod bundle;
 mod chooser;
 mod commit;
 mod config;
 mod contracts;
+mod evidence;
 mod features;
 mod file_sets;
 mod health;
@@ -31,6 +33,7 @@ pub const COMMANDS: &[Command] = &[
     status::COMMAND,
     install::COMMAND,
     resume::COMMAND,
+    boot::COMMAND,
     health::COMMAND,
     commit::COMMAND,
     rollback::COMMAND,

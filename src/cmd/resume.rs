@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::host::{Host, runs_on_trial};
+use super::host::{Host, count_boot, runs_on_trial};
 use super::{health, hooks, turn};
-use crate::boot::BootChooser;
 use crate::cli::{Command, Context};
 use crate::sys::clock::{BootClock, Clock};
 use crate::update::Next;
@@ -47,6 +46,9 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let on_trial = || runs_on_trial(context).unwrap_or(false);
     until_decided(&BootClock, deadline, on_trial, || take_up(context)).unwrap_or_else(|e| {
         log::error!("{e}");
+        if let Err(e) = count_boot(&context.root) {
+            log::error!("{e}");
+        }
         reboot_into(context, None, "the trial cannot be decided; the bootloader counts this boot").map(|()| 0)
     })
 }
@@ -139,11 +141,11 @@ fn on_trial(context: &Context, host: &mut Host, tries_left: u8) -> Result<u8> {
 /// Reboots in order, into whatever the boot plan says.
 pub(super) fn reboot(context: &Context, host: &mut Host, why: &str) -> Result<u8> {
     // Without it the primary slot boots, which is as safe: the reboot must not wait for it.
-    let argument = host.machine.chooser.before_reboot().unwrap_or_else(|e| {
+    let argument = host.end_boot(true).unwrap_or_else(|e| {
         log::warn!("{e}; this reboot is no try of the armed system");
         None
     });
-    reboot_into(context, argument.as_ref().and_then(|a| a.to_str().ok()), why).map(|()| 0)
+    reboot_into(context, argument, why).map(|()| 0)
 }
 
 /// Reboots in order; if systemd cannot do that (a bad image may lack anything), at once.

@@ -32,7 +32,7 @@ contradict each other, else 0.
 
 With --json, where null stands for what cannot be told: {os: {version, slot}, device: {type, arch, uuid},
 boot: {chooser, primary, trial: null | {slot, tries_left}}, phase, boot_files: [{slot, of, files, missing: [..]}],
-update: {state, hooks: [..], last: null | {result, target, release, reason}}, provision, supervisor,
+update: {state, hooks: [..], failure: null | text, last: null | {result, target, release, reason}}, provision, supervisor,
 config: {last_good_copy, problems: [..], damaged_texts: [..]}, boot_notes: {this_boot: [..], lasting: [..]}, problems: [..]}
 ";
 
@@ -193,10 +193,15 @@ impl Report {
             State::Installing { .. } => "installing",
             State::Trial { .. } => "trial",
         };
-        let hooks: Vec<&str> = match &record.state {
-            State::Trial { hooks, .. } => hooks.iter().map(|h| h.name.as_str()).collect(),
-            State::Idle | State::Installing { .. } => Vec::new(),
+        let (hooks, failure): (Vec<&str>, _) = match &record.state {
+            State::Trial { hooks, boots, .. } => {
+                (hooks.iter().map(|h| h.name.as_str()).collect(), boots.failure.as_ref())
+            }
+            State::Idle | State::Installing { .. } => (Vec::new(), None),
         };
+        if let Some(failure) = failure {
+            self.lines.push(format!("Trial       an earlier boot of it failed: {failure}"));
+        }
         if !hooks.is_empty() {
             self.lines
                 .push(format!("Hooks       {}: run before the new system is committed", hooks.join(", ")));
@@ -204,10 +209,9 @@ impl Report {
         let boot = json!({ "chooser": host.chooser.name(), "primary": plan.primary, "trial": plan.trial });
         self.json.insert("boot".into(), boot);
         self.json.insert("phase".into(), json!(name));
-        self.json.insert(
-            "update".into(),
-            json!({ "state": state, "hooks": hooks, "last": record.last, "release_floor": floor }),
-        );
+        let update = json!({ "state": state, "hooks": hooks, "failure": failure, "last": record.last,
+            "release_floor": floor });
+        self.json.insert("update".into(), update);
         if let Phase::Inconsistent { what } = phase {
             self.problem(Error::inconsistent(what));
         }

@@ -101,7 +101,7 @@ pub fn classify(seen: &Observed) -> Phase {
             what: format!("the journal says that slot {target} is being written, but it is running"),
         },
         State::Installing { .. } => Phase::InstallInterrupted,
-        State::Trial { target, armed_in, verdict, .. } => {
+        State::Trial { target, armed_in, boots, verdict, .. } => {
             let this_boot = armed_in == boot_id;
             match (booted == target, this_boot) {
                 (true, true) => {
@@ -117,8 +117,10 @@ pub fn classify(seen: &Observed) -> Phase {
                     },
                 },
                 (false, false) => {
+                    // PID 1's own words say more than what a boot leaves behind by itself.
                     let note = boot_failure.as_ref().filter(|n| n.slot == Some(*target));
-                    back_on_old(*plan, *target, verdict.as_deref(), note, *one_shot)
+                    let failure = note.map(|note| &note.reason).or(boots.failure.as_ref());
+                    back_on_old(*plan, *target, verdict.as_deref(), failure, *one_shot)
                 }
                 (true, false) => on_target(*plan, *target, verdict.as_deref()),
             }
@@ -143,7 +145,7 @@ fn back_on_old(
     plan: BootPlan,
     target: Slot,
     verdict: Option<&str>,
-    note: Option<&BootFailure>,
+    failure: Option<&String>,
     one_shot: bool,
 ) -> Phase {
     let (outcome, why) = match (verdict, plan.tries(target)) {
@@ -155,8 +157,8 @@ fn back_on_old(
         }
         (None, None) => (Outcome::Abandoned, "power was lost before the new system was armed".to_owned()),
         (None, Some(0)) => {
-            let last = match note {
-                Some(note) => format!("; its last boot failed: {}", note.reason),
+            let last = match failure {
+                Some(reason) => format!("; its last boot failed: {reason}"),
                 None => " without passing its health checks".to_owned(),
             };
             (Outcome::RolledBack, format!("slot {target} used up its tries{last}"))
@@ -183,6 +185,7 @@ fn on_target(plan: BootPlan, target: Slot, verdict: Option<&str>) -> Phase {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Boots;
     use crate::model::record::{Before, Release};
 
     fn release() -> Release {
@@ -196,6 +199,7 @@ mod tests {
             armed_in: BootId("first".into()),
             before: Before::default(),
             hooks: Vec::new(),
+            boots: Boots::default(),
             verdict: verdict.map(Into::into),
         }
     }

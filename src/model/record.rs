@@ -1,6 +1,6 @@
 //! The journal's record: where an update stands, and how the last one ended.
 
-use super::{BootId, Digest, Slot, Version};
+use super::{BootId, Boots, Digest, Slot, Version};
 
 /// Which bundle an update is about.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -53,6 +53,9 @@ pub enum State {
         /// What the new system runs before it is committed, in order.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         hooks: Vec<Hook>,
+        /// How its boots ended so far.
+        #[serde(default, skip_serializing_if = "Boots::is_unknown")]
+        boots: Boots,
         /// Why the trial is to end badly; set before it is called off, so that the reason survives the cut.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         verdict: Option<String>,

@@ -41,6 +41,47 @@ fn rebooted(loader: Loader, files: &BTreeMap<String, Vec<u8>>) -> Slot {
     loader.choose(&files.borrow(), asked).slot
 }
 
+/// A counted boot of a trial that ends in order.
+#[test]
+fn an_orderly_reboot_gives_the_try_back_wherever_it_is_cut() {
+    for loader in Loader::ALL {
+        let mut files = loader.seed();
+        let open = |files: &BTreeMap<String, Vec<u8>>, power: &Power| {
+            let files = Rc::new(RefCell::new(files.clone()));
+            (files.clone(), loader.chooser(MemoryStore::new(files, power.clone())))
+        };
+        let (armed, mut chooser) = open(&files, &Power::default());
+        chooser.give_back().unwrap();
+        assert_eq!(*armed.borrow(), files, "{loader:?}: nothing to give back");
+        chooser.arm(&Verified::for_test(Slot::B), 3).unwrap();
+        files = armed.borrow().clone();
+        for tries in (1..=3).rev() {
+            let (counted, mut chooser) = open(&files, &Power::default());
+            let asked = chooser.before_reboot().unwrap().is_some();
+            let choice = loader.choose(&counted.borrow(), asked);
+            choice.save_into(&mut counted.borrow_mut());
+            assert_eq!(choice.slot, Slot::B);
+            let counted = counted.borrow().clone();
+            for after_steps in 0.. {
+                let power = Power::default();
+                power.set(Some(after_steps));
+                let (given, mut chooser) = open(&counted, &power);
+                let result = chooser.give_back();
+                let found = chooser.plan().unwrap();
+                let story = format!("{loader:?}, try {tries} cut after {after_steps}");
+                let left = found.tries(Slot::B).unwrap();
+                assert!(left == tries || left == tries - 1, "{story}: {found:?}");
+                assert_eq!(rebooted(loader, &given.borrow()), next(found, &given.borrow()), "{story}");
+                if result.is_ok() {
+                    assert_eq!(found, BootPlan::on_trial(Slot::B, tries), "{story}");
+                    break;
+                }
+            }
+            files = counted;
+        }
+    }
+}
+
 #[test]
 fn wherever_a_change_is_cut_the_plan_is_the_one_before_or_the_one_after() {
     for loader in Loader::ALL {

@@ -12,6 +12,8 @@ pub enum How {
     Cut,
     /// The process dies, the machine goes on: written data stays, a new process takes up.
     Kill,
+    /// Somebody reboots the device in order.
+    Reboot,
 }
 
 /// One interruption: after so many further steps, in that way.

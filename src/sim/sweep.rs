@@ -4,10 +4,23 @@ use super::loader::Loader;
 use super::power::{How, Interruption};
 use super::world::{Behaviour, End, TRIES, World};
 use crate::model::record::{Outcome, State};
-use crate::model::{BootPlan, Slot};
+use crate::model::{BootPlan, GIVEN_BACK_MAX, Slot};
+
+/// What the reason of a rollback must say.
+fn reason(behaviour: Behaviour, end: &End) -> &'static str {
+    match behaviour {
+        Behaviour::Panics => "kernel panic: not syncing: no working init found",
+        // A system that was never well for long enough to be judged.
+        _ if end.failures >= usize::from(TRIES) => "",
+        // Nothing can be kept while it runs.
+        Behaviour::FillsState | Behaviour::LosesState => "",
+        Behaviour::Unhealthy => "unhealthy",
+        Behaviour::Good => "power was lost",
+    }
+}
 
 /// What must hold when the device has come to rest, whatever happened on the way.
-fn promises(behaviour: Behaviour, cuts: &[Interruption], end: &End, world: &World) -> Result<(), String> {
+fn promises(behaviour: Behaviour, end: &End, world: &World) -> Result<(), String> {
     let (plan, state) = world.at_rest(end.booted)?;
     if plan != BootPlan::settled(end.booted) {
         return Err(format!("at rest, but the plan is {plan:?}"));
@@ -25,16 +38,21 @@ fn promises(behaviour: Behaviour, cuts: &[Interruption], end: &End, world: &Worl
     if committed && behaviour != Behaviour::Good {
         return Err("a bad system was committed".into());
     }
-    if !committed && behaviour == Behaviour::Good && cuts.len() < usize::from(TRIES) {
+    if !committed && behaviour == Behaviour::Good && end.failures < usize::from(TRIES) {
         return Err(format!(
-            "{} interruptions cost a good system its {TRIES} tries: {:?}",
-            cuts.len(),
-            end.last
+            "{} interruptions and {} orderly reboots cost a good system its {TRIES} tries: {:?}, {}",
+            end.failures,
+            end.interrupted - end.failures,
+            end.last,
+            end.reason
         ));
     }
     if behaviour == Behaviour::LosesState {
         // What was recorded before is lost with the partition.
         return if committed { Err("committed by a journal that knew nothing of it".into()) } else { Ok(()) };
+    }
+    if end.last == Some(Outcome::RolledBack) && !end.reason.contains(reason(behaviour, end)) {
+        return Err(format!("rolled back, and the reason is {:?}", end.reason));
     }
     if end.armed && end.last.is_none() {
         return Err("an update that was armed left no outcome".into());
@@ -60,7 +78,7 @@ fn sweep(
         // The story was over before the last interruption: so it is for every later moment.
         return 0;
     }
-    promises(behaviour, cuts, &end, &world).unwrap_or_else(|e| panic!("{}: {e}", story(cuts)));
+    promises(behaviour, &end, &world).unwrap_or_else(|e| panic!("{}: {e}", story(cuts)));
     world.second_install(end.booted).unwrap_or_else(|e| panic!("{}: {e}", story(cuts)));
     let mut played = 1;
     if depth > 0 {
@@ -79,33 +97,27 @@ fn sweep(
     played
 }
 
-/// How many interruptions in a row: three for one bootloader, two for the others, and three for all with
-/// `SWEEP_DEPTH=3`, as tests/run has it.
+/// How many interruptions in a row: three for one bootloader and two for the others, or `SWEEP_DEPTH` for all (3 in
+/// tests/run, 2 in tests/defects).
 fn depth(loader: Loader) -> usize {
-    match loader {
-        Loader::Grub => 3,
-        Loader::Bootenv
-        | Loader::UbootText
-        | Loader::UbootEnv
-        | Loader::UbootEnvSingle
-        | Loader::Initramfs
-        | Loader::SystemdBoot
-        | Loader::Tryboot
-        | Loader::Efi => std::env::var("SWEEP_DEPTH").map_or(2, |d| d.parse().unwrap()),
-    }
+    let usual = if loader == Loader::Grub { 3 } else { 2 };
+    std::env::var("SWEEP_DEPTH").map_or(usual, |d| d.parse().unwrap())
 }
 
 fn sweep_all(behaviour: Behaviour) {
     for loader in Loader::ALL {
         // Installing over what is armed makes stories half as long again: one interruption less is enough there.
-        // What a lost or full state partition adds is seen with two.
-        let rare = matches!(behaviour, Behaviour::FillsState | Behaviour::LosesState);
-        let depth = if rare { 2 } else { depth(loader) };
+        let depth = match behaviour {
+            Behaviour::Good | Behaviour::Unhealthy | Behaviour::Panics => depth(loader),
+            Behaviour::FillsState => 2,
+            // A device that forgot the update installs it again, which makes stories long.
+            Behaviour::LosesState => 1,
+        };
         let played = sweep(loader, behaviour, false, &mut Vec::new(), depth)
             + sweep(loader, behaviour, true, &mut Vec::new(), depth - 1);
         // Shown with --nocapture; a sweep that plays hardly anything proves nothing.
         crate::sys::out::line(&format!("sim: {loader:?}, {behaviour:?}: {played} stories"));
-        assert!(played > [0, 0, 200, 3_000][depth], "{loader:?}: {played} stories");
+        assert!(played > [0, 20, 200, 3_000][depth], "{loader:?}: {played} stories");
     }
 }
 
@@ -124,6 +136,53 @@ fn every_triple_interruption_of_a_panicking_update() {
     sweep_all(Behaviour::Panics);
 }
 
+/// All sequences of up to `depth` orderly reboots, each at any moment, and one power cut after them.
+fn sweep_reboots(loader: Loader, behaviour: Behaviour, before: &mut Vec<Interruption>, depth: usize) -> u32 {
+    let mut played = 0;
+    for how in [How::Reboot, How::Cut] {
+        for after_steps in 0.. {
+            before.push(Interruption { after_steps, how });
+            let mut world = World::new(loader, behaviour, false);
+            let story = format!("{loader:?}, {behaviour:?}, interrupted at {before:?}");
+            let end = world.play(before).unwrap_or_else(|e| panic!("{story}: {e}"));
+            let happened = end.interrupted == before.len();
+            if happened {
+                promises(behaviour, &end, &world).unwrap_or_else(|e| panic!("{story}: {e}"));
+                world.second_install(end.booted).unwrap_or_else(|e| panic!("{story}: {e}"));
+                played += 1;
+                if how == How::Reboot && depth > 1 {
+                    played += sweep_reboots(loader, behaviour, before, depth - 1);
+                }
+            }
+            before.pop();
+            if !happened {
+                break;
+            }
+        }
+    }
+    played
+}
+
+#[test]
+fn orderly_reboots_at_any_moment_cost_no_try_and_no_update() {
+    for loader in Loader::ALL {
+        for behaviour in [Behaviour::Good, Behaviour::Unhealthy, Behaviour::Panics] {
+            let played = sweep_reboots(loader, behaviour, &mut Vec::new(), 2);
+            crate::sys::out::line(&format!("sim: {loader:?}, {behaviour:?}: {played} stories with reboots"));
+            assert!(played > 100, "{loader:?}: {played} stories");
+        }
+    }
+}
+
+#[test]
+fn a_system_that_reboots_itself_in_order_each_time_is_left_in_the_end() {
+    for loader in Loader::ALL {
+        let mut world = World::new(loader, Behaviour::Good, false);
+        let tries = world.reboot_each_boot_of_the_trial().unwrap_or_else(|e| panic!("{loader:?}: {e}"));
+        assert_eq!(tries, u32::from(TRIES) + u32::from(GIVEN_BACK_MAX), "{loader:?}");
+    }
+}
+
 #[test]
 fn boot_files_that_are_not_on_the_medium_are_never_armed() {
     for loader in Loader::ALL.into_iter().filter(|l| l.has_boot_files()) {
@@ -137,7 +196,7 @@ fn boot_files_that_are_not_on_the_medium_are_never_armed() {
 }
 
 #[test]
-fn every_double_interruption_of_an_update_that_fills_or_loses_the_state_partition() {
+fn interruptions_of_an_update_that_fills_or_loses_the_state_partition() {
     sweep_all(Behaviour::FillsState);
     sweep_all(Behaviour::LosesState);
 }
@@ -152,9 +211,9 @@ fn undisturbed_stories_end_as_they_should() {
     ] {
         for loader in Loader::ALL {
             let end = World::new(loader, behaviour, false).play(&[]).unwrap();
-            let (last, release_floor) = (Some(outcome), if booted == Slot::B { 2 } else { 0 });
-            let expected = End { booted, last, release_floor, armed: true, interrupted: 0 };
-            assert_eq!(end, expected, "{loader:?}");
+            let found = (end.booted, end.last, end.release_floor, end.armed, end.interrupted);
+            let release_floor = if booted == Slot::B { 2 } else { 0 };
+            assert_eq!(found, (booted, Some(outcome), release_floor, true, 0), "{loader:?}");
         }
     }
 }

@@ -13,7 +13,7 @@ use super::tree::{MemoryTree, TreeMedia};
 use crate::block::Disk;
 use crate::boot::BootChooser;
 use crate::model::record::{Before, Outcome, Record, Release, State};
-use crate::model::{BootId, BootPlan, Digest, Slot};
+use crate::model::{BootId, BootPlan, Digest, Evidence, Slot};
 use crate::update::{Goal, Image, Install, JournalStore, Machine, Next};
 use crate::{Error, Kind, Result};
 
@@ -148,18 +148,24 @@ pub struct End {
     pub booted: Slot,
     /// What the journal says of the update.
     pub last: Option<Outcome>,
+    /// And why it ended so.
+    pub reason: String,
     /// The floor of the release counter, which is each version's number here.
     pub release_floor: u64,
     /// Whether the update was ever armed.
     pub armed: bool,
     /// Interruptions that happened.
     pub interrupted: usize,
+    /// Those of them that were no orderly reboots.
+    pub failures: usize,
 }
 
 /// The device and the update that somebody installs on it.
 pub struct World {
     /// The last orderly reboot carried `0 tryboot`.
     tryboot: bool,
+    /// What the boots before this one have left behind: pstore keeps it until it is read.
+    evidence: Evidence,
     loader: Loader,
     files: Files,
     /// Boot files, if the bootloader reads any.
@@ -194,6 +200,7 @@ impl World {
     pub fn new(loader: Loader, behaviour: Behaviour, impatient: bool) -> Self {
         Self {
             tryboot: false,
+            evidence: Evidence::default(),
             loader,
             files: Rc::new(RefCell::new(loader.seed())),
             boot_files: Rc::new(RefCell::new(boot_set::seed())),
@@ -216,7 +223,7 @@ impl World {
         let mut left = interruptions.iter();
         let mut next = left.next();
         self.power.set(next.map(|i| i.after_steps));
-        let mut interrupted = 0;
+        let (mut interrupted, mut failures) = (0, 0);
         let mut installs_left = INSTALLS;
         let booted = 'power_on: loop {
             if self.boots > 60 {
@@ -226,7 +233,7 @@ impl World {
                 Ok(Some(booted)) => booted,
                 Ok(None) => continue,
                 Err(Stop::Interrupted) => {
-                    interrupted += 1;
+                    (interrupted, failures) = (interrupted + 1, failures + 1);
                     next = self.after_interruption(How::Cut, &mut left);
                     continue;
                 }
@@ -241,18 +248,31 @@ impl World {
                     Err(Stop::Interrupted) => {
                         interrupted += 1;
                         let how = next.map_or(How::Cut, |i| i.how);
+                        failures += usize::from(how != How::Reboot);
                         next = self.after_interruption(how, &mut left);
-                        if how == How::Cut {
-                            continue 'power_on;
+                        match how {
+                            How::Cut => continue 'power_on,
+                            How::Kill => {}
+                            How::Reboot => match self.reboot(booted) {
+                                Ok(()) => continue 'power_on,
+                                Err(Stop::Violation(what)) => return Err(what),
+                                Err(Stop::Interrupted) => {
+                                    (interrupted, failures) = (interrupted + 1, failures + 1);
+                                    next = self.after_interruption(How::Cut, &mut left);
+                                    continue 'power_on;
+                                }
+                            },
                         }
                     }
                 }
             }
         };
         self.power.set(None);
-        let record = self.machine(booted).journal.load().map_err(|e| e.to_string())?;
-        let (last, release_floor) = (record.last.map(|l| l.result), record.release_floor);
-        Ok(End { booted, last, release_floor, armed: self.armed, interrupted })
+        let Record { last, release_floor, .. } =
+            self.machine(booted).journal.load().map_err(|e| e.to_string())?;
+        let (last, reason) = last.map(|l| (l.result, l.reason)).unzip();
+        let reason = reason.unwrap_or_default();
+        Ok(End { booted, last, reason, release_floor, armed: self.armed, interrupted, failures })
     }
 
     fn after_interruption<'i>(
@@ -262,9 +282,16 @@ impl World {
     ) -> Option<&'i Interruption> {
         // A cut loses some of the drive's cache: which part depends on when.
         let pattern = self.power.steps().wrapping_mul(2_654_435_761) >> 7;
-        if how == How::Cut {
-            self.media.borrow_mut().land(|i| pattern >> (i % 16) & 1 == 1);
-            self.boot_files.borrow_mut().land(|i| pattern >> (i % 16) & 1 == 1);
+        match how {
+            How::Cut => {
+                self.media.borrow_mut().land(|i| pattern >> (i % 16) & 1 == 1);
+                self.boot_files.borrow_mut().land(|i| pattern >> (i % 16) & 1 == 1);
+            }
+            How::Kill => {}
+            How::Reboot => {
+                self.media.borrow_mut().land(|_| true);
+                self.boot_files.borrow_mut().land(|_| true);
+            }
         }
         let next = left.next();
         self.power.set(next.map(|i| i.after_steps));
@@ -309,8 +336,12 @@ impl World {
                     boot_set::check(&self.boot_files.borrow(), choice.slot, version)
                         .map_err(Stop::Violation)?;
                 }
-                if behaviour == Behaviour::LosesState {
-                    self.media.borrow_mut().journal = None;
+                match behaviour {
+                    Behaviour::LosesState => self.media.borrow_mut().journal = None,
+                    Behaviour::Panics => {
+                        self.evidence.panic = Some("not syncing: no working init found".into());
+                    }
+                    Behaviour::Good | Behaviour::Unhealthy | Behaviour::FillsState => {}
                 }
                 Ok((behaviour != Behaviour::Panics).then_some(choice.slot))
             }
@@ -323,18 +354,30 @@ impl World {
         booted: Slot,
         installs_left: &mut u8,
     ) -> std::result::Result<bool, Stop> {
+        match self.machine(booted).begin_boot(&self.evidence).map_err(stop) {
+            Err(Stop::Interrupted) => return Err(Stop::Interrupted),
+            // That it cannot be kept ends nothing.
+            Err(Stop::Violation(_)) => {}
+            Ok(()) => self.evidence = Evidence::default(),
+        }
         let reboot = match self.process(booted, installs_left) {
-            // What `twinhull resume` does with a trial that it cannot decide, at the deadline.
+            // What `twinhull resume` does with a trial that it cannot decide, at the deadline: the boot counts.
             Err(Stop::Violation(_)) if self.runs(booted, Behaviour::FillsState) => {
-                self.machine(booted).chooser.plan().map_err(stop)?.tries(booted).is_some()
+                return Ok(self.machine(booted).chooser.plan().map_err(stop)?.tries(booted).is_some());
             }
             decided => decided?,
         };
         if reboot {
-            let argument = self.machine(booted).chooser.before_reboot().map_err(stop)?;
-            self.tryboot = argument.is_some();
+            self.reboot(booted)?;
         }
         Ok(reboot)
+    }
+
+    /// An orderly reboot, whoever asks for it.
+    fn reboot(&mut self, booted: Slot) -> std::result::Result<(), Stop> {
+        let argument = self.machine(booted).end_boot(true).map_err(stop)?;
+        self.tryboot = argument.is_some();
+        Ok(())
     }
 
     /// One process of twinhull: settles, checks health, and installs if somebody still wants to. `true`: reboot.
@@ -420,6 +463,30 @@ impl World {
             self.writing = false;
         }
         armed.map(drop)
+    }
+
+    /// The new system does nothing but reboot in order, and nobody installs again. How many boots of it that makes.
+    pub fn reboot_each_boot_of_the_trial(&mut self) -> std::result::Result<u32, String> {
+        let Ok(Some(old)) = self.boot() else { return Err("does not start".into()) };
+        let machine = self.machine(old);
+        self.install(machine, 2, Behaviour::Good).map_err(|e| e.to_string())?;
+        let told = |stop| match stop {
+            Stop::Interrupted => "interrupted".to_owned(),
+            Stop::Violation(what) => what,
+        };
+        self.reboot(old).map_err(told)?;
+        for tries in 0..100 {
+            let booted = self.boot().map_err(told)?.ok_or("panicked")?;
+            self.machine(booted).begin_boot(&self.evidence).map_err(|e| e.to_string())?;
+            if booted == old {
+                // A one-shot may have to be asked again.
+                if !self.process(booted, &mut 0).map_err(told)? {
+                    return Ok(tries);
+                }
+            }
+            self.reboot(booted).map_err(told)?;
+        }
+        Err("goes on for ever".into())
     }
 
     /// After the story, with the power on: version 3 installs and is committed, from wherever the device stands.

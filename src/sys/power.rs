@@ -23,6 +23,26 @@ pub fn reboot(argument: Option<&str>) -> Result<()> {
     Err(Error::failed(format!("systemctl reboot: {}: {}", outcome.ending, outcome.output.trim_end())))
 }
 
+/// Whether systemd ends this boot with a reboot, not a power-off. `false` also if it cannot be asked.
+pub fn reboot_is_under_way() -> bool {
+    let asked = super::command::run(
+        Path::new("systemctl"),
+        &["list-jobs", "--no-legend", "--plain", "--no-pager"],
+        Duration::from_secs(10),
+    );
+    asked.is_ok_and(|outcome| {
+        outcome.success && outcome.output.split_whitespace().any(|word| word == "reboot.target")
+    })
+}
+
+/// Gives the reboot that is under way an argument for the firmware.
+///
+/// # Errors
+/// `Failed`, naming the file.
+pub fn set_reboot_argument(argument: &str) -> Result<()> {
+    super::durable::replace(Path::new("/run/systemd/reboot-param"), format!("{argument}\n").as_bytes(), 0o644)
+}
+
 /// Restarts the machine at once: file systems are synced, nothing is stopped. For PID 1.
 pub fn reboot_now() -> ! {
     rustix::fs::sync();

@@ -11,7 +11,7 @@ use super::{JournalStore, Machine};
 use crate::block::{Disk, Verified, digest_of, read_back};
 use crate::boot::BootChooser;
 use crate::model::record::{Before, Hook, Outcome, Record, Release, State};
-use crate::model::{BootPlan, Digest, Slot};
+use crate::model::{BootPlan, Boots, Digest, Slot};
 use crate::{Error, Result};
 
 /// What a slot, or a set of files, must hold in the end.
@@ -151,6 +151,7 @@ impl<C: BootChooser, J: JournalStore> Install<'_, C, J, Verified> {
             armed_in: self.machine.boot_id.clone(),
             before,
             hooks: self.goal.hooks.clone(),
+            boots: Boots::default(),
             verdict: None,
         };
         let armed = self

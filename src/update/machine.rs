@@ -1,10 +1,12 @@
 //! One device as the procedure sees it, and taking up where the disk says it stands.
 
+use std::ffi::CStr;
+
 use super::JournalStore;
 use crate::boot::BootChooser;
 use crate::model::phase::{Observed, Phase, classify};
 use crate::model::record::{Before, Ended, Hook, Outcome, Record, Release, State};
-use crate::model::{BootFailure, BootId, BootPlan, Slot};
+use crate::model::{BootFailure, BootId, BootPlan, Boots, Evidence, GIVEN_BACK_MAX, Slot};
 use crate::{Error, Result};
 
 /// The bootloader, the journal, and which boot of which slot this is.
@@ -178,10 +180,10 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
         match (&phase, record.state) {
             (
                 Phase::OnTrial { .. } | Phase::ReadyToReboot | Phase::TryAgain { .. },
-                State::Trial { target, release, armed_in, before, hooks, verdict: None },
+                State::Trial { target, release, armed_in, before, hooks, boots, verdict: None },
             ) => {
                 let verdict = Some(why.to_owned());
-                let state = State::Trial { target, release, armed_in, before, hooks, verdict };
+                let state = State::Trial { target, release, armed_in, before, hooks, boots, verdict };
                 self.journal.store(&Record { state, ..record })?;
                 self.settle()
             }
@@ -192,17 +194,68 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
     /// Keeps why a trial failed before the disarm wipes the evidence: used-up tries are seen only in the boot plan.
     fn remember(&mut self, record: Record, outcome: Outcome, why: &str) -> Result<Record> {
         match record.state {
-            State::Trial { target, release, armed_in, before, hooks, verdict: None }
+            State::Trial { target, release, armed_in, before, hooks, boots, verdict: None }
                 if outcome == Outcome::RolledBack =>
             {
                 let verdict = Some(why.to_owned());
-                let state = State::Trial { target, release, armed_in, before, hooks, verdict };
+                let state = State::Trial { target, release, armed_in, before, hooks, boots, verdict };
                 let record = Record { state, ..record };
                 self.journal.store(&record)?;
                 Ok(record)
             }
             state => Ok(Record { state, ..record }),
         }
+    }
+
+    /// Keeps what the boot before this one has left behind, while an update is tried. To be called early in every boot.
+    ///
+    /// # Errors
+    /// `Failed` if the journal cannot be read or written.
+    pub fn begin_boot(&mut self, evidence: &Evidence) -> Result<()> {
+        let now = self.boot_id.clone();
+        let booted = self.booted;
+        self.change_boots(|target, armed_in, boots| match *armed_in == now {
+            true => boots.clone(),
+            false => boots.begun(&now, booted == target, evidence),
+        })
+    }
+
+    /// To be called when this boot ends because it was asked to. On a trial its try is given back; a reboot is then the
+    /// next try of what is armed, also where the firmware must be asked for it. Gives the argument that the reboot must
+    /// carry ([`BootChooser::before_reboot`]).
+    ///
+    /// # Errors
+    /// `Failed` if journal or boot plan cannot be read or written: the try is then used up, or the primary boots.
+    pub fn end_boot(&mut self, reboots: bool) -> Result<Option<&'static CStr>> {
+        let (record, _, phase) = self.observe()?;
+        if let (Phase::OnTrial { .. }, State::Trial { boots, .. }) = (&phase, &record.state) {
+            let given_back = boots.given_back.saturating_add(1);
+            let counts = given_back > GIVEN_BACK_MAX;
+            if counts {
+                log::warn!("this trial was given back {GIVEN_BACK_MAX} tries: this one counts");
+            }
+            // The journal first: a cut between the two costs a try, and none is given back twice.
+            self.change_boots(|_, _, boots| Boots {
+                open: None,
+                given_back: given_back.min(GIVEN_BACK_MAX),
+                failure: boots.failure.clone(),
+            })?;
+            if !counts {
+                self.chooser.give_back()?;
+            }
+        }
+        if reboots { self.chooser.before_reboot() } else { Ok(None) }
+    }
+
+    fn change_boots(&mut self, change: impl FnOnce(Slot, &BootId, &Boots) -> Boots) -> Result<()> {
+        let mut record = self.journal.load()?;
+        let State::Trial { target, armed_in, boots, .. } = &mut record.state else { return Ok(()) };
+        let changed = change(*target, armed_in, boots);
+        if changed == *boots {
+            return Ok(());
+        }
+        *boots = changed;
+        self.journal.store(&record)
     }
 
     /// Writes the end of the update that `record` is about.

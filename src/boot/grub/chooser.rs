@@ -61,6 +61,14 @@ impl<S: Store> BootChooser for Grub<S> {
         let (name, notation) = (self.name(), self.notation);
         self.change(|v| resin::settle(v, notation, primary)).doing(|| name)
     }
+
+    fn give_back(&mut self) -> Result<()> {
+        if self.plan()?.trial.is_none() {
+            return Ok(());
+        }
+        let (name, notation) = (self.name(), self.notation);
+        self.change(|v| resin::give_back(v, notation)).doing(|| name)
+    }
 }
 
 #[cfg(test)]

@@ -113,6 +113,21 @@ impl<S: Store> BootChooser for SystemdBoot<S> {
     fn disarm(&mut self, primary: Slot) -> Result<()> {
         self.settle(primary).doing(|| "boot plan")
     }
+
+    fn give_back(&mut self) -> Result<()> {
+        let Some(trial) = self.plan()?.trial else { return Ok(()) };
+        let counted = |e: &Entry| e.name.slot == trial.slot && e.name.counter.is_some();
+        let all = self.load().doing(|| "boot plan")?;
+        let last = all.iter().filter(|e| counted(e)).max_by_key(|e| (e.version, e.name.counter));
+        let Some((last, (left, done @ 1..))) = last.and_then(|e| Some((*e, e.name.counter?))) else {
+            return Ok(());
+        };
+        // Of two with the same version systemd-boot takes the one with more tries left: the new one.
+        let given = EntryName { counter: Some((left + 1, done - 1)), ..last.name };
+        self.make(given, last.version)
+            .and_then(|()| self.remove(&all, |e| counted(e) && e.name != given))
+            .doing(|| "boot plan")
+    }
 }
 
 #[cfg(test)]

@@ -138,6 +138,16 @@ impl<S: Store> BootChooser for Tryboot<S> {
         self.settle(primary).doing(|| name)
     }
 
+    fn give_back(&mut self) -> Result<()> {
+        let Some(trial) = self.plan()?.trial.filter(|trial| trial.tries_left < 9) else { return Ok(()) };
+        let name = self.name();
+        self.change(|file| {
+            file.set_tries_left(trial.tries_left + 1);
+            Ok(())
+        })
+        .doing(|| name)
+    }
+
     fn one_shot(&self) -> bool {
         true
     }

@@ -156,6 +156,14 @@ impl<C: Copies> BootChooser for UbootEnv<C> {
         let name = self.name();
         self.settle(primary).doing(|| name)
     }
+
+    fn give_back(&mut self) -> Result<()> {
+        if self.plan()?.trial.is_none() {
+            return Ok(());
+        }
+        let (name, notation) = (self.name(), self.notation);
+        self.change(|e| resin::give_back(e, notation)).doing(|| name)
+    }
 }
 
 #[cfg(test)]

@@ -157,6 +157,14 @@ impl<S: Store> BootChooser for UbootText<S> {
     fn disarm(&mut self, primary: Slot) -> Result<()> {
         self.settle(primary)
     }
+
+    fn give_back(&mut self) -> Result<()> {
+        let notation = self.notation;
+        match self.plan()?.trial {
+            Some(_) => self.change(COUNT_FILE, |count| resin::give_back(count, notation)),
+            None => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
