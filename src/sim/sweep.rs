@@ -97,33 +97,27 @@ fn sweep(
     played
 }
 
-/// How many interruptions in a row: three for one bootloader, two for the others, and three for all with
-/// `SWEEP_DEPTH=3`, as tests/run has it.
+/// How many interruptions in a row: three for one bootloader and two for the others, or `SWEEP_DEPTH` for all (3 in
+/// tests/run, 2 in tests/defects).
 fn depth(loader: Loader) -> usize {
-    match loader {
-        Loader::Grub => 3,
-        Loader::Bootenv
-        | Loader::UbootText
-        | Loader::UbootEnv
-        | Loader::UbootEnvSingle
-        | Loader::Initramfs
-        | Loader::SystemdBoot
-        | Loader::Tryboot
-        | Loader::Efi => std::env::var("SWEEP_DEPTH").map_or(2, |d| d.parse().unwrap()),
-    }
+    let usual = if loader == Loader::Grub { 3 } else { 2 };
+    std::env::var("SWEEP_DEPTH").map_or(usual, |d| d.parse().unwrap())
 }
 
 fn sweep_all(behaviour: Behaviour) {
     for loader in Loader::ALL {
         // Installing over what is armed makes stories half as long again: one interruption less is enough there.
-        // What a lost or full state partition adds is seen with two.
-        let rare = matches!(behaviour, Behaviour::FillsState | Behaviour::LosesState);
-        let depth = if rare { 2 } else { depth(loader) };
+        let depth = match behaviour {
+            Behaviour::Good | Behaviour::Unhealthy | Behaviour::Panics => depth(loader),
+            Behaviour::FillsState => 2,
+            // A device that forgot the update installs it again, which makes stories long.
+            Behaviour::LosesState => 1,
+        };
         let played = sweep(loader, behaviour, false, &mut Vec::new(), depth)
             + sweep(loader, behaviour, true, &mut Vec::new(), depth - 1);
         // Shown with --nocapture; a sweep that plays hardly anything proves nothing.
         crate::sys::out::line(&format!("sim: {loader:?}, {behaviour:?}: {played} stories"));
-        assert!(played > [0, 0, 200, 3_000][depth], "{loader:?}: {played} stories");
+        assert!(played > [0, 20, 200, 3_000][depth], "{loader:?}: {played} stories");
     }
 }
 
@@ -202,7 +196,7 @@ fn boot_files_that_are_not_on_the_medium_are_never_armed() {
 }
 
 #[test]
-fn every_double_interruption_of_an_update_that_fills_or_loses_the_state_partition() {
+fn interruptions_of_an_update_that_fills_or_loses_the_state_partition() {
     sweep_all(Behaviour::FillsState);
     sweep_all(Behaviour::LosesState);
 }

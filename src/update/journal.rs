@@ -138,6 +138,15 @@ mod tests {
     }
 
     #[test]
+    fn reads_and_rewrites_a_trial_with_hooks() {
+        let raw = include_bytes!("../../tests/fixtures/journal/0.1-hooks.json");
+        let record = decode(raw).unwrap();
+        let State::Trial { hooks, .. } = &record.state else { panic!("{record:?}") };
+        assert_eq!((hooks[0].name.as_str(), hooks[0].deadline_s), ("10-migrate", 60));
+        assert_eq!(encode(&record).unwrap(), raw);
+    }
+
+    #[test]
     fn every_truncation_is_an_error() {
         for n in 0..TRIAL.len() - 1 {
             assert!(decode(&TRIAL[..n]).is_err(), "{n} bytes");

@@ -456,6 +456,15 @@ def check_bundle(stage, work, twinhull):
         check(not said, 'bundle: ' + said)
         made += [f for f in files_of(d.getVar('DEPLOYDIR'), '-genericx86-64-1.0.0.bundle')]
     check(len(made) == 2 and contents(made[0]) == contents(made[1]), 'two runs of the bundle task differ')
+    boot, hook = os.path.join(work, 'boot-files'), os.path.join(work, 'hook')
+    write(os.path.join(boot, 'dtbs/board.dtb'), 'device tree')
+    write(hook, '#!/bin/sh\n')
+    d = recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_PUBLIC_KEYS=public, TWINHULL_BUNDLE_BOOT_DIR=boot,
+               TWINHULL_BUNDLE_HOOKS='check=' + hook, DEPLOYDIR=os.path.join(work, 'deploy-more'))
+    said = fails(d, 'do_deploy')
+    check(not said, 'bundle with boot files and a hook: ' + said)
+    names = [name for f in files_of(d.getVar('DEPLOYDIR'), '.bundle') for name, _ in contents(f)]
+    check(names[-4:] == ['boot.index', 'boot.frames', 'hooks.index', 'hooks.frames'], 'payloads of the bundle: %s' % names)
     d = recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_PUBLIC_KEYS=os.path.join(keys, 'other.pub'))
     other = d.getVar('TWINHULL_PUBLIC_KEYS')
     subprocess.run([twinhull, 'bundle', 'keygen', '--public', other, '--secret', other + '.key'], check=True, stdout=subprocess.DEVNULL)

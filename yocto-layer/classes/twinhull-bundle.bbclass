@@ -23,6 +23,10 @@ TWINHULL_BUNDLE_COMPATIBLE ?= "${TWINHULL_DEVICE_TYPE}"
 TWINHULL_BUNDLE_COMPATIBLE[doc] = "Device types that it is for"
 TWINHULL_BUNDLE_PROVIDES ?= ""
 TWINHULL_BUNDLE_PROVIDES[doc] = "KEY=VERSION of kernel, l4t or supervisor in it"
+TWINHULL_BUNDLE_BOOT_DIR ?= ""
+TWINHULL_BUNDLE_BOOT_DIR[doc] = "Absolute path of a directory; its files go to the boot partition, for the slot that is written"
+TWINHULL_BUNDLE_HOOKS ?= ""
+TWINHULL_BUNDLE_HOOKS[doc] = "NAME=FILE of programs that the new system runs before it is committed; absolute paths"
 TWINHULL_BUNDLE_LEVEL ?= "19"
 TWINHULL_BUNDLE_LEVEL[doc] = "zstd level, 1 to 22"
 TWINHULL_BUNDLE_KEYS ?= ""
@@ -68,6 +72,10 @@ def twinhull_bundle_arguments(d):
         arguments += ['--min-version', d.getVar('TWINHULL_BUNDLE_MIN_VERSION')]
     for provided in d.getVar('TWINHULL_BUNDLE_PROVIDES').split():
         arguments += ['--provides', provided]
+    if d.getVar('TWINHULL_BUNDLE_BOOT_DIR'):
+        arguments += ['--boot-dir', d.getVar('TWINHULL_BUNDLE_BOOT_DIR')]
+    for hook in d.getVar('TWINHULL_BUNDLE_HOOKS').split():
+        arguments += ['--hook', hook]
     return arguments
 
 # Arguments that name the keys; an error when there are none and nobody asked for an unsigned bundle.
@@ -113,7 +121,8 @@ addtask deploy after do_prepare_recipe_sysroot before do_build
 do_deploy[depends] += "${@d.getVar('TWINHULL_BUNDLE_IMAGE') + ':do_image_complete' if d.getVar('TWINHULL_BUNDLE_IMAGE') else ''}"
 # A secret key's digest tells nothing of it; a password's digest would, so that file is left out.
 do_deploy[file-checksums] += "${@' '.join(k + ':True' for k in (d.getVar('TWINHULL_BUNDLE_KEYS') + ' ' + d.getVar('TWINHULL_PUBLIC_KEYS')).split())}"
-do_deploy[vardeps] += "TWINHULL_BUNDLE_COMPATIBLE TWINHULL_BUNDLE_FSTYPE TWINHULL_BUNDLE_IMAGE TWINHULL_BUNDLE_LEVEL \
+do_deploy[file-checksums] += "${@' '.join(f + ':True' for f in [d.getVar('TWINHULL_BUNDLE_BOOT_DIR')] + [h.partition('=')[2] for h in d.getVar('TWINHULL_BUNDLE_HOOKS').split()] if f)}"
+do_deploy[vardeps] += "TWINHULL_BUNDLE_BOOT_DIR TWINHULL_BUNDLE_COMPATIBLE TWINHULL_BUNDLE_FSTYPE TWINHULL_BUNDLE_HOOKS TWINHULL_BUNDLE_IMAGE TWINHULL_BUNDLE_LEVEL \
     TWINHULL_BUNDLE_MIN_VERSION TWINHULL_BUNDLE_NAME TWINHULL_BUNDLE_PROVIDES TWINHULL_BUNDLE_RELEASE \
     TWINHULL_BUNDLE_UNSIGNED TWINHULL_BUNDLE_VERSION TWINHULL_DEVICE_ARCH"
 do_deploy[vardepsexclude] += "TWINHULL_BUNDLE_KEYS TWINHULL_BUNDLE_PASSWORD_FILE TWINHULL_PUBLIC_KEYS"
