@@ -9,7 +9,7 @@ use crate::model::payload::BLOCK_BYTES;
 use crate::{Error, Result};
 
 /// The most blocks that are decoded in one go.
-pub const BATCH_BLOCKS: u64 = 64;
+pub const BATCH_BLOCKS: u64 = 16;
 /// The plain blocks are moved to the front of their buffer only when so many times prefix and batch are in it.
 const SLACK: usize = 2;
 /// How a zstd frame of 4096 bytes begins whose window is the content: magic number, descriptor, 4096 - 256.
