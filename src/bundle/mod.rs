@@ -23,6 +23,7 @@ pub mod pack;
 pub mod pack_files;
 #[cfg(feature = "build-host")]
 mod pack_frames;
+mod parts;
 mod pieces;
 mod reader;
 #[cfg(feature = "build-host")]
@@ -35,6 +36,7 @@ pub use fetch::{Limits, Meter, too_much};
 pub use frames::{BATCH_BLOCKS, Checked, Decoder};
 pub use index::{BLOCK_LEN, Hash, Index, Run, hash};
 pub use keys::{KeyId, Keys, Signature};
+pub use parts::Frames;
 pub use pieces::{Cutter, LEN_MAX as PIECE_LEN_MAX, Print};
-pub use reader::{Bundle, Description, Frames, Progress, describe};
+pub use reader::{Bundle, Description, Progress, describe};
 pub use source::{Reach, Source};

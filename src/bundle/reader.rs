@@ -1,17 +1,14 @@
 //! Reading a bundle: signatures first, then blocks, each checked before it is handed on.
 
 use std::io::Read;
-use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
 
 use super::archive::{self, Member};
-use super::fetch::{self, Meter};
 use super::file_sums::FileSums;
-use super::frames::{Checked, Decoder, Recall};
+use super::frames::{Checked, Decoder};
 use super::index::Index;
 use super::keys::{KeyId, Keys, SIGNATURE_LIMIT_BYTES, SIGNATURES_MAX, Signature};
-use super::source::Source;
 use crate::model::manifest::{self, Manifest};
 use crate::model::payload::BLOCK_BYTES;
 use crate::model::{Digest, Payload};
@@ -35,8 +32,8 @@ pub struct Progress {
 
 /// A bundle whose manifest was checked and whose payload is still to be read.
 pub struct Bundle<R> {
-    members: archive::Reader<R>,
-    manifest: Manifest,
+    pub(super) members: archive::Reader<R>,
+    pub(super) manifest: Manifest,
     text: Vec<u8>,
     signatures: Vec<Signature>,
     signed_by: Vec<KeyId>,
@@ -224,7 +221,7 @@ impl<R: Read> Bundle<R> {
         Ok(())
     }
 
-    fn read_index(&mut self, payload: &Payload) -> Result<Index> {
+    pub(super) fn read_index(&mut self, payload: &Payload) -> Result<Index> {
         let next = self.next.take();
         read_index(&mut self.members, next, payload)
     }
@@ -237,13 +234,13 @@ impl<R: Read> Bundle<R> {
     }
 
     /// Goes to the first frame. Gives the member's name.
-    fn start_frames(&mut self, payload: &Payload) -> Result<String> {
+    pub(super) fn start_frames(&mut self, payload: &Payload) -> Result<String> {
         start_frames(&mut self.members, payload)
     }
 }
 
 /// Reads a payload's index, whose header was read already.
-fn read_index<R: Read>(
+pub(super) fn read_index<R: Read>(
     members: &mut archive::Reader<R>,
     found: Option<Member>,
     payload: &Payload,
@@ -260,7 +257,7 @@ fn read_index<R: Read>(
 }
 
 /// Goes from a payload's index to its first frame. Gives the member's name.
-fn start_frames<R: Read>(members: &mut archive::Reader<R>, payload: &Payload) -> Result<String> {
+pub(super) fn start_frames<R: Read>(members: &mut archive::Reader<R>, payload: &Payload) -> Result<String> {
     let name = format!("{}.frames", payload.name);
     let found = members.advance()?;
     expect(found, &name, payload.frames_size)?;
@@ -275,135 +272,6 @@ fn expect(found: Option<Member>, name: &str, size: u64) -> Result<()> {
             m.name, m.size
         ))),
         None => Err(Error::failed(format!("{name} is missing; the bundle is damaged, get it again"))),
-    }
-}
-
-impl Bundle<Source> {
-    /// Reads the index, or takes `kept`, its bytes from an earlier attempt, if they are right; and goes to the frames,
-    /// of which single ones can then be read.
-    ///
-    /// # Errors
-    /// `Failed` if the bundle is damaged or cannot be read on.
-    pub fn into_frames(mut self, kept: Option<Vec<u8>>) -> Result<Frames> {
-        let root = self.manifest.root.clone();
-        let start = self.members.position();
-        let after =
-            start.saturating_add(root.index_size).saturating_add(archive::padding_len(root.index_size));
-        let header = archive::header(&format!("{}.frames", root.name), root.frames_size)?.len() as u64;
-        let frames_at = after.saturating_add(header);
-        let right = |bytes: &Vec<u8>| Digest(Sha256::digest(bytes).into()) == root.index_sha256;
-        let (index, fresh) = match kept.filter(right) {
-            Some(bytes) => (Index::parse(bytes, &root)?, false),
-            None => {
-                self.members.stream_mut().plan(std::iter::once(start..frames_at));
-                let index = self.read_index(&root)?;
-                self.start_frames(&root)?;
-                (index, true)
-            }
-        };
-        let Self { members, manifest, .. } = self;
-        let end = frames_at.saturating_add(root.frames_size);
-        Ok(Frames {
-            source: members.into_stream(),
-            image_len: manifest.root.size,
-            index,
-            fresh,
-            frames_at,
-            end,
-        })
-    }
-}
-
-/// The frames of a bundle whose index was read, each to be had by itself.
-pub struct Frames {
-    source: Source,
-    /// Length of the image in bytes.
-    pub image_len: u64,
-    /// The index, as it was signed.
-    pub index: Index,
-    /// Whether the index was read from the source just now.
-    pub fresh: bool,
-    frames_at: u64,
-    /// Where the frames member ends, without its padding.
-    end: u64,
-}
-
-impl Frames {
-    /// Leaves these frames and goes to those of the payload that follows.
-    ///
-    /// # Errors
-    /// `Failed` if the bundle is damaged or cannot be read on.
-    pub fn next_payload(self, payload: &Payload) -> Result<Self> {
-        let mut source = self.source;
-        let start = self.end.saturating_add(archive::padding_len(self.end - self.frames_at));
-        let header = |member: &str, size| archive::header(&format!("{}.{member}", payload.name), size);
-        let index_at = start.saturating_add(header("index", payload.index_size)?.len() as u64);
-        let after = index_at
-            .saturating_add(payload.index_size)
-            .saturating_add(archive::padding_len(payload.index_size));
-        let frames_at = after.saturating_add(header("frames", payload.frames_size)?.len() as u64);
-        source.plan(std::iter::once(start..frames_at));
-        source.skip_to(start..frames_at)?;
-        let mut members = archive::Reader::new(source);
-        let found = members.advance()?;
-        let index = read_index(&mut members, found, payload)?;
-        start_frames(&mut members, payload)?;
-        let end = frames_at.saturating_add(payload.frames_size);
-        Ok(Self {
-            source: members.into_stream(),
-            image_len: payload.size,
-            index,
-            fresh: true,
-            frames_at,
-            end,
-        })
-    }
-
-    /// Says of which carried blocks the frames will be read, in ascending order, and how many bytes will be fetched for them.
-    ///
-    /// # Errors
-    /// `Inconsistent` if there are no such blocks.
-    pub fn plan(&mut self, carried: &[Range<u64>]) -> Result<u64> {
-        let wanted = carried.iter().map(|c| self.place(c)).collect::<Result<Vec<_>>>()?;
-        let total = self.source.len_bytes().unwrap_or(u64::MAX);
-        let ranges = fetch::merge(&wanted, self.source.meter().bytes_per_request(), total);
-        let bytes = ranges.iter().map(|r| r.end - r.start).sum();
-        self.source.plan(ranges);
-        Ok(bytes)
-    }
-
-    /// Decodes the frames of some carried blocks; see [`Decoder::decode`].
-    ///
-    /// # Errors
-    /// `Failed` if they cannot be read or are not what was signed.
-    pub fn decode<'a>(
-        &'a mut self,
-        decoder: &'a mut Decoder,
-        carried: Range<u64>,
-        recall: &mut Recall,
-    ) -> Result<Vec<Checked<'a>>> {
-        let place = self.place(&carried)?;
-        let source = &mut self.source;
-        let mut fill = |buffer: &mut [u8]| {
-            source.skip_to(place.clone())?;
-            source.read_exact(buffer).map_err(|e| match e.kind() {
-                std::io::ErrorKind::UnexpectedEof => Error::failed("ends too early: cut short; get it again"),
-                _ => e.into(),
-            })
-        };
-        decoder.decode(&self.index, carried, &mut fill, recall)
-    }
-
-    /// What was fetched so far.
-    pub fn meter(&self) -> Meter {
-        self.source.meter()
-    }
-
-    fn place(&self, carried: &Range<u64>) -> Result<Range<u64>> {
-        let frames = self.index.frames(carried).ok_or_else(|| {
-            Error::inconsistent(format!("there are no blocks {} to {}", carried.start, carried.end))
-        })?;
-        Ok(self.frames_at.saturating_add(frames.start)..self.frames_at.saturating_add(frames.end))
     }
 }
 

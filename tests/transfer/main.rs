@@ -116,6 +116,7 @@ fn servers_of_every_kind_give_the_image_or_a_clear_refusal() {
     // Not a multiple of a block, with holes.
     let image = pattern((3 << 20) + 1234, 99);
     let bundle = bench.bundle(&image);
+    let mut clean = 0;
     for (vice, says) in [
         (Vice::None, None),
         (Vice::Closes(100 * 1024), None),
@@ -124,14 +125,18 @@ fn servers_of_every_kind_give_the_image_or_a_clear_refusal() {
         (Vice::NoPartsClosesOnce, None),
         (Vice::ForgetsParts, None),
         (Vice::Overflows, None),
+        (Vice::Promises, None),
         (Vice::Busy, None),
         (Vice::Changes, Some("another one than when the download began")),
         (Vice::ChangesSilently, Some("another one than when the download began")),
         (Vice::Shifts, Some("get it again")),
         (Vice::Lies, Some("the server answers with \"bytes")),
+        (Vice::Wordless, Some("the server answers with \"\"")),
+        (Vice::Grows, Some("another one than when the download began")),
         (Vice::Corrupts, Some("get it again")),
         (Vice::Stalls(500_000), Some("nothing came for 1 s")),
         (Vice::Goes(500_000), Some("the download stopped after")),
+        (Vice::Vanishes(500_000), Some("the download stopped after")),
     ] {
         let device = bench.device();
         let [slot_a, slot_b] = device.slots();
@@ -146,6 +151,14 @@ fn servers_of_every_kind_give_the_image_or_a_clear_refusal() {
             None => {
                 assert_eq!(code, 0, "{vice:?}: {text}");
                 assert_installed(&device, &output, &image);
+                match vice {
+                    Vice::None => clean = server.sent(),
+                    // It goes on where it was: nothing is asked for twice.
+                    Vice::Closes(_) => {
+                        assert!(server.sent() <= clean + clean / 50, "{} {clean}", server.sent())
+                    }
+                    _ => {}
+                }
             }
             Some(says) => {
                 assert_eq!(code, 1, "{vice:?}: {text}");

@@ -26,14 +26,22 @@ pub enum Vice {
     Shifts,
     /// Says that it gives another part than it was asked for.
     Lies,
+    /// Gives parts without saying which.
+    Wordless,
+    /// Says with each answer that the file has another length.
+    Grows,
+    /// Promises more bytes than it sends, and closes.
+    Promises,
     /// Sends more bytes than it promised.
     Overflows,
     /// Sends wrong bytes from the third request on.
     Corrupts,
     /// Falls silent after so many bytes in all.
     Stalls(u64),
-    /// Is gone after so many bytes in all.
+    /// Closes every connection after so many bytes in all.
     Goes(u64),
+    /// Is not there any more after so many bytes in all: nobody listens.
+    Vanishes(u64),
     /// Is overloaded at every other request.
     Busy,
 }
@@ -70,8 +78,13 @@ impl Server {
         let state = Arc::new(State { file, vice, rule, heads: Mutex::default(), sent, requests, asked });
         let shared = state.clone();
         std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (stream, state, tls) = (stream.unwrap(), shared.clone(), tls.clone());
+            loop {
+                let Ok((stream, _)) = listener.accept() else { continue };
+                if matches!(shared.vice, Vice::Vanishes(limit) if shared.sent.load(Ordering::SeqCst) >= limit)
+                {
+                    return;
+                }
+                let (state, tls) = (shared.clone(), tls.clone());
                 // A client that goes away is no error here.
                 std::thread::spawn(move || match tls {
                     None => serve(&state, stream).unwrap_or(()),
@@ -138,7 +151,7 @@ fn answer(
     let later = number >= 2;
     let gone = |limit: u64| state.sent.load(Ordering::SeqCst) >= limit;
     match state.vice {
-        Vice::Goes(limit) if gone(limit) => return Ok(false),
+        Vice::Goes(limit) | Vice::Vanishes(limit) if gone(limit) => return Ok(false),
         Vice::Busy if number % 2 == 1 => {
             stream.write_all(b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n")?;
             return Ok(true);
@@ -162,12 +175,17 @@ fn answer(
         head += &format!("ETag: {tag}\r\n");
     }
     let mut body = state.file[first..=last].to_vec();
-    let total = if state.vice == Vice::ChangesSilently && later { len + 1 } else { len };
+    let total = match state.vice {
+        Vice::ChangesSilently if later => len + 1,
+        Vice::Grows => len + usize::try_from(number).unwrap(),
+        _ => len,
+    };
     let told = if state.vice == Vice::Lies && later { first + 1 } else { first };
-    if part {
+    if part && state.vice != Vice::Wordless {
         head += &format!("Content-Range: bytes {told}-{last}/{total}\r\n");
     }
-    head += &format!("Content-Length: {}\r\n\r\n", body.len());
+    let promised = if state.vice == Vice::Promises { body.len() + 1000 } else { body.len() };
+    head += &format!("Content-Length: {promised}\r\n\r\n");
     match state.vice {
         Vice::Shifts if later && last + 1 < len => body = state.file[first + 1..=last + 1].to_vec(),
         Vice::Overflows => body.extend([0xee; 5000]),
@@ -178,7 +196,9 @@ fn answer(
     let mut left = match state.vice {
         Vice::Closes(bytes) => bytes,
         Vice::NoPartsClosesOnce if number == 0 => len as u64 / 2,
-        Vice::Stalls(limit) | Vice::Goes(limit) => limit.saturating_sub(state.sent.load(Ordering::SeqCst)),
+        Vice::Stalls(limit) | Vice::Goes(limit) | Vice::Vanishes(limit) => {
+            limit.saturating_sub(state.sent.load(Ordering::SeqCst))
+        }
         _ => u64::MAX,
     };
     for piece in body.chunks(4096) {
@@ -195,5 +215,5 @@ fn answer(
         }
     }
     stream.flush()?;
-    Ok(true)
+    Ok(state.vice != Vice::Promises)
 }

@@ -35,9 +35,11 @@ pub fn decode(raw: &[u8]) -> Result<Block> {
     };
     let mut block = Block::default();
     while let Some((line, after)) = split_line(rest) {
+        // A comment stays as it stands: GRUB minds its escapes when it looks for its end.
+        let as_it_stands = rest.get(..rest.len() - after.len() - 1).unwrap_or_default();
         rest = after;
         if line.first() == Some(&b'#') {
-            block.comments.push(line);
+            block.comments.push(as_it_stands.to_vec());
             continue;
         }
         let (name, value) = entry(&line)?;
@@ -134,6 +136,16 @@ mod tests {
         let mut raw = b"# GRUB Environment Block\na=1\n".to_vec();
         raw.resize(BLOCK_BYTES, b'#');
         assert_eq!(pairs(&decode(&raw).unwrap()), [("a", "1")]);
+    }
+
+    /// Found by fuzzing: the escape was resolved and not put back, so the second line became a variable without '='.
+    #[test]
+    fn a_comment_over_two_lines_stays_one() {
+        let mut raw = b"# GRUB Environment Block\n# one\\\ntwo \\n\na=1\n".to_vec();
+        raw.resize(BLOCK_BYTES, b'#');
+        let block = decode(&raw).unwrap();
+        assert_eq!(pairs(&block), [("a", "1")]);
+        assert_eq!(encode(&block).unwrap().as_slice(), raw);
     }
 
     #[test]
