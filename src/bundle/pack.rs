@@ -180,6 +180,7 @@ struct Packer {
     index: Builder,
     image: Sha256,
     frames: File,
+    frames_sum: Sha256,
     cutter: Cutter,
     /// Blocks of the present stretch of data that were not cut into pieces yet.
     stretch: Vec<u8>,
@@ -207,6 +208,7 @@ impl Packer {
             index: Builder::new(recipe.prefix_blocks),
             image: Sha256::new(),
             frames,
+            frames_sum: Sha256::new(),
             cutter: Cutter::default(),
             stretch: Vec::new(),
             plain: Vec::new(),
@@ -299,6 +301,7 @@ impl Packer {
         for data in compressed.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten() {
             let len = u16::try_from(data.len()).map_err(|_| Error::inconsistent("a frame too long"))?;
             self.index.frame(len);
+            self.frames_sum.update(&data);
             self.frames.write_all(&data).doing(|| "write frames")?;
         }
         self.plain.drain(..self.plain.len().saturating_sub(self.prefix_len));
@@ -319,6 +322,7 @@ impl Packer {
             index_sha256: Digest(Sha256::digest(&index).into()),
             index_size: index.len() as u64,
             frames_size,
+            frames_sha256: Digest(self.frames_sum.finalize().into()),
             files: Vec::new(),
         };
         Ok(Part { payload, index, frames: self.frames })

@@ -167,13 +167,13 @@ impl<R: Read> Bundle<R> {
         let name = self.start_frames(&payload)?;
         let mut output = Output { write, at: 0, len: payload.size, zeros: vec![0; ZEROS_LEN] };
         let mut decoder = Decoder::new()?;
+        let mut sum = Sha256::new();
         let all_held =
             &mut |_, _: &mut [u8]| Err(Error::inconsistent("a prefix that was not decoded before"));
         for batch in index.batches() {
             let members = &mut self.members;
-            let checked = decoder
-                .decode(&index, batch, &mut |buffer| members.fill(buffer), all_held)
-                .doing(|| name.clone())?;
+            let mut fill = |buffer: &mut [u8]| members.fill(buffer).map(|()| sum.update(buffer));
+            let checked = decoder.decode(&index, batch, &mut fill, all_held).doing(|| name.clone())?;
             for Checked { run, bytes } in checked {
                 output.zeros_to(run.block.saturating_mul(BLOCK_BYTES))?;
                 output.bytes(bytes)?;
@@ -184,6 +184,13 @@ impl<R: Read> Bundle<R> {
                 read_bytes: self.members.position(),
                 reused_bytes: 0,
             });
+        }
+        // The blocks are right in any case. But zstd has several ways to write the same, and a bundle that was touched on its
+        // way is no bundle to trust.
+        if Digest(sum.finalize().into()) != payload.frames_sha256 {
+            return Err(Error::failed(format!(
+                "{name}: does not match its signed digest; the bundle is damaged, get it again"
+            )));
         }
         output.zeros_to(output.len)?;
         let (done_bytes, total_bytes) = (output.at, output.len);

@@ -49,6 +49,8 @@ pub struct Payload {
     pub index_size: u64,
     /// Length of the frames member in bytes.
     pub frames_size: u64,
+    /// Digest of the whole frames member: what was read in one go was not touched on its way.
+    pub frames_sha256: Digest,
     /// The files that the image consists of, in its order; none for a root slot.
     #[serde(rename = "file", default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<FileEntry>,
@@ -240,6 +242,7 @@ mod tests {
             index_sha256: Digest([0; 32]),
             index_size: 64,
             frames_size: 0,
+            frames_sha256: Digest([0; 32]),
             files,
         }
     }

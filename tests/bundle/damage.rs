@@ -22,28 +22,20 @@ fn every_truncation_is_refused() {
 }
 
 #[test]
-fn one_flipped_bit_anywhere_is_refused_or_means_the_same() {
+fn one_flipped_bit_anywhere_is_refused() {
     let lab = Lab::new();
     let image = image_with_holes();
     let mut bundle = lab.bundle(&image);
     let keys = lab.keys();
-    let frames: usize = split(&bundle).last().unwrap().1.len();
-    let frames = bundle.len() - 1024 - frames.next_multiple_of(512)..bundle.len() - 1024;
-    let mut unseen = 0;
     for byte in 0..bundle.len() {
         let bit = 1 << (byte % 8);
         bundle[byte] ^= bit;
         match install(&bundle, &keys, &image) {
             Err(e) => assert!(!e.to_string().contains('\n'), "{e}"),
-            // zstd has several ways to write the same; `install` saw that it is the same image.
-            Ok(()) => {
-                assert!(frames.contains(&byte), "byte {byte}");
-                unseen += 1;
-            }
+            Ok(()) => panic!("bit {} of byte {byte} of {} was not seen", byte % 8, bundle.len()),
         }
         bundle[byte] ^= bit;
     }
-    assert!(unseen < frames.len() / 50, "{unseen} of {frames:?}");
     install(&bundle, &keys, &image).unwrap();
 }
 

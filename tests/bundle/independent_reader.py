@@ -47,6 +47,7 @@ def image_of(archive, payload):
     index = archive.extractfile(payload["name"] + ".index").read()
     frames = archive.extractfile(payload["name"] + ".frames").read()
     assert hashlib.sha256(index).hexdigest() == payload["index_sha256"]
+    assert hashlib.sha256(frames).hexdigest() == payload["frames_sha256"]
     assert (len(index), len(frames)) == (payload["index_size"], payload["frames_size"])
 
     magic, version, block, length, carried, extents, frames_len, count, prefix_blocks, flags = struct.unpack(

@@ -110,10 +110,12 @@ pub fn sign_with(signer: &Signer, members: &mut [Member], text: &str) {
 
 /// The manifest `text` with the sizes and the digest that `members` have now.
 pub fn describe_again(text: &str, members: &[Member]) -> String {
-    let digest: String = Sha256::digest(&members[2].1).iter().map(|b| format!("{b:02x}")).collect();
+    let hex = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let (digest, frames) = (hex(&members[2].1), hex(&members[3].1));
     let line = |l: &str| match l.split(" = ").next() {
         Some("index_sha256") => format!("index_sha256 = {digest:?}\n"),
         Some("index_size") => format!("index_size = {}\n", members[2].1.len()),
+        Some("frames_sha256") => format!("frames_sha256 = {frames:?}\n"),
         Some("frames_size") => format!("frames_size = {}\n", members[3].1.len()),
         _ => format!("{l}\n"),
     };

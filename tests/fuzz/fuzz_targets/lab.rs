@@ -63,6 +63,7 @@ impl Lab {
         manifest.root.index_sha256 = Digest(Sha256::digest(index).into());
         manifest.root.index_size = index.len() as u64;
         manifest.root.frames_size = frames.len() as u64;
+        manifest.root.frames_sha256 = Digest(Sha256::digest(frames).into());
         let text = manifest.to_text().unwrap();
         let signature = self.signer.sign(&manifest, text.as_bytes()).unwrap();
         let name = format!("manifest.toml.{}.minisig", signature.id());
