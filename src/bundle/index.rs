@@ -393,6 +393,7 @@ mod tests {
             index_sha256: Digest([0; 32]),
             index_size: index.len() as u64,
             frames_size,
+            frames_sha256: Digest([0; 32]),
             files: Vec::new(),
         }
     }
