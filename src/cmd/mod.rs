@@ -8,6 +8,7 @@ mod config;
 mod contracts;
 mod evidence;
 mod features;
+mod feed;
 mod file_sets;
 mod health;
 mod hooks;
