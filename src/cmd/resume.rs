@@ -162,26 +162,12 @@ fn reboot_into(context: &Context, argument: Option<&str>, why: &str) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
-
-    /// Time that passes only by waiting.
-    struct Waiting(Cell<Duration>);
-
-    impl Clock for Waiting {
-        fn since_boot(&self) -> Duration {
-            self.0.get()
-        }
-
-        fn sleep(&self, d: Duration) {
-            self.0.set(self.0.get() + d);
-        }
-    }
+    use crate::sys::clock::TestClock;
 
     #[test]
     fn a_trial_that_cannot_be_decided_is_left_at_the_deadline() {
-        let (clock, deadline) = (Waiting(Cell::default()), Duration::from_secs(60));
+        let (clock, deadline) = (TestClock::default(), Duration::from_secs(60));
         let failed = || Err(Error::inconsistent("no space left"));
         assert!(until_decided(&clock, deadline, || true, failed).is_err());
         assert_eq!(clock.since_boot(), deadline);
@@ -189,7 +175,7 @@ mod tests {
 
     #[test]
     fn what_works_in_the_end_decides_and_without_a_trial_an_error_is_an_error() {
-        let (clock, deadline) = (Waiting(Cell::default()), Duration::from_secs(60));
+        let (clock, deadline) = (TestClock::default(), Duration::from_secs(60));
         let mut left = 3;
         let step = || {
             left -= 1;

@@ -71,9 +71,8 @@ pub(super) fn wait_for_disk(
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
+    use crate::sys::clock::TestClock;
 
     #[test]
     fn order_file_has_comments_and_parameters() {
@@ -89,22 +88,10 @@ mod tests {
         load_modules(dir.path()).unwrap();
     }
 
-    struct Counting(Cell<Duration>);
-
-    impl Clock for Counting {
-        fn since_boot(&self) -> Duration {
-            self.0.get()
-        }
-
-        fn sleep(&self, d: Duration) {
-            self.0.set(self.0.get() + d);
-        }
-    }
-
     #[test]
     fn a_disk_that_never_comes_is_an_error_that_says_what_was_there() {
         let dir = tempfile::tempdir().unwrap();
-        let clock = Counting(Cell::new(Duration::from_secs(2)));
+        let clock = TestClock(Duration::from_secs(2).into());
         let spec = RootSpec::PartLabel("resin-rootA".into());
         let e = wait_for_disk(&Root::new(dir.path()), &spec, PATIENCE, &clock).unwrap_err().to_string();
         assert_eq!(e, "waited 30 s: root=PARTLABEL=resin-rootA: no such partition; found no disk at all");

@@ -86,27 +86,12 @@ fn describe(findings: &[Finding], now: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
-
-    /// A clock on which waiting costs nothing.
-    #[derive(Default)]
-    struct Fast(Cell<Duration>);
-
-    impl Clock for Fast {
-        fn since_boot(&self) -> Duration {
-            self.0.get()
-        }
-
-        fn sleep(&self, d: Duration) {
-            self.0.set(self.0.get() + d);
-        }
-    }
+    use crate::sys::clock::TestClock;
 
     /// Runs a watch of 100 s with 10 s to settle; the check passes at the seconds for which `passes` is true.
     fn watched(passes: impl Fn(u64) -> bool) -> (Verdict, u64) {
-        let clock = Fast::default();
+        let clock = TestClock::default();
         let mut checks = vec![Check {
             name: "engine".into(),
             look: Box::new(|| {
