@@ -9,7 +9,9 @@ use crate::model::{BootPlan, GIVEN_BACK_MAX, Slot};
 /// What the reason of a rollback must say.
 fn reason(behaviour: Behaviour, end: &End) -> &'static str {
     match behaviour {
-        Behaviour::Panics => "kernel panic: not syncing: no working init found",
+        Behaviour::Panics if end.panicked => "kernel panic: not syncing: no working init found",
+        // Three cuts between the count and the boot: it was never started.
+        Behaviour::Panics => "used up its tries",
         // A system that was never well for long enough to be judged.
         _ if end.failures >= usize::from(TRIES) => "",
         // Nothing can be kept while it runs.

@@ -158,6 +158,8 @@ pub struct End {
     pub interrupted: usize,
     /// Those of them that were no orderly reboots.
     pub failures: usize,
+    /// Whether the new system's kernel ever ran, if it is one that panics.
+    pub panicked: bool,
 }
 
 /// The device and the update that somebody installs on it.
@@ -176,6 +178,8 @@ pub struct World {
     /// Whoever operates the device installs once more over the armed system, before the reboot.
     impatient: bool,
     boots: u32,
+    /// A kernel has panicked.
+    panicked: bool,
     armed: bool,
     /// A boot of the new system was counted since the last install began.
     tried: bool,
@@ -209,6 +213,7 @@ impl World {
             behaviour,
             impatient,
             boots: 0,
+            panicked: false,
             armed: false,
             tried: false,
             writing: false,
@@ -272,7 +277,16 @@ impl World {
             self.machine(booted).journal.load().map_err(|e| e.to_string())?;
         let (last, reason) = last.map(|l| (l.result, l.reason)).unzip();
         let reason = reason.unwrap_or_default();
-        Ok(End { booted, last, reason, release_floor, armed: self.armed, interrupted, failures })
+        Ok(End {
+            booted,
+            last,
+            reason,
+            release_floor,
+            armed: self.armed,
+            interrupted,
+            failures,
+            panicked: self.panicked,
+        })
     }
 
     fn after_interruption<'i>(
@@ -339,6 +353,7 @@ impl World {
                 match behaviour {
                     Behaviour::LosesState => self.media.borrow_mut().journal = None,
                     Behaviour::Panics => {
+                        self.panicked = true;
                         self.evidence.panic = Some("not syncing: no working init found".into());
                     }
                     Behaviour::Good | Behaviour::Unhealthy | Behaviour::FillsState => {}
