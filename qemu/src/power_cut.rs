@@ -79,7 +79,7 @@ fn moment(n: usize, cuts: usize) -> Moment {
         Moment::Console("\"event\":\"armed\"", 0),
         Moment::Console("twinhull: trial of partition 3, boot 1", 0),
         Moment::Console("twinhull: starting /sbin/init", 0),
-        Moment::Console("Take up an update", 500),
+        Moment::Console("twinhull-resume.service", 500),
         Moment::Journal("health: all pass"),
         Moment::Journal("is healthy and committed"),
     ];
