@@ -94,7 +94,7 @@ impl Host {
 ///
 /// # Errors
 /// `Failed`, naming the file.
-pub fn count_boot(root: &Root) -> Result<()> {
+pub fn keep_try_used(root: &Root) -> Result<()> {
     mark_ended(&root.path(BOOT_ENDED))
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::host::{Host, count_boot, runs_on_trial};
+use super::host::{Host, keep_try_used, runs_on_trial};
 use super::{health, hooks, turn};
 use crate::cli::{Command, Context};
 use crate::sys::clock::{BootClock, Clock};
@@ -46,7 +46,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let on_trial = || runs_on_trial(context).unwrap_or(false);
     until_decided(&BootClock, deadline, on_trial, || take_up(context)).unwrap_or_else(|e| {
         log::error!("{e}");
-        if let Err(e) = count_boot(&context.root) {
+        if let Err(e) = keep_try_used(&context.root) {
             log::error!("{e}");
         }
         reboot_into(context, None, "the trial cannot be decided; the bootloader counts this boot").map(|()| 0)
