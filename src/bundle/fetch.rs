@@ -69,7 +69,7 @@ struct File {
 
 /// An answer that is being read.
 struct Answer {
-    body: Box<dyn Read>,
+    body: Box<dyn Read + Send>,
     /// Where the next byte of it belongs.
     at: u64,
     /// Where it ends, if the server said.

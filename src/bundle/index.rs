@@ -8,7 +8,6 @@ use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
 
-use super::frames::BATCH_BLOCKS;
 use super::pieces::{self, Print};
 use crate::model::payload::{BLOCK_BYTES, Payload};
 use crate::{Error, Result};
@@ -146,11 +145,10 @@ impl Index {
         Some(self.place(carried.start)?..self.place(carried.end)?)
     }
 
-    /// All carried blocks, in batches that are decoded in one go.
-    pub fn batches(&self) -> impl Iterator<Item = Range<u64>> + use<> {
+    /// All carried blocks, in batches of `len`.
+    pub fn batches(&self, len: u64) -> impl Iterator<Item = Range<u64>> + use<> {
         let carried = self.carried;
-        (0..carried.div_ceil(BATCH_BLOCKS))
-            .map(move |n| n * BATCH_BLOCKS..carried.min((n + 1) * BATCH_BLOCKS))
+        (0..carried.div_ceil(len)).map(move |n| n * len..carried.min((n + 1) * len))
     }
 
     /// Where some carried blocks lie in the image, in order.

@@ -15,6 +15,7 @@ pub mod delta_pack;
 mod fetch;
 mod file_sums;
 mod frames;
+mod in_order;
 mod index;
 mod keys;
 #[cfg(feature = "build-host")]
@@ -33,7 +34,7 @@ pub mod source;
 pub use address::Token;
 pub use delta::{Buffers, Delta, Old};
 pub use fetch::{Limits, Meter, too_much};
-pub use frames::{BATCH_BLOCKS, Checked, Decoder};
+pub use frames::{BATCH_BLOCKS, Decoder, Stretch};
 pub use index::{BLOCK_LEN, Hash, Index, Run, hash};
 pub use keys::{KeyId, Keys, Signature};
 pub use parts::Frames;

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::archive;
 use super::fetch::{self, Meter};
-use super::frames::{Checked, Decoder, Recall};
+use super::frames::{self, Decoder, Recall, Stretch};
 use super::index::Index;
 use super::reader::{Bundle, read_index, start_frames};
 use super::source::Source;
@@ -46,6 +46,7 @@ impl Bundle<Source> {
             fresh,
             frames_at,
             end,
+            compressed: Vec::new(),
         })
     }
 }
@@ -62,6 +63,8 @@ pub struct Frames {
     frames_at: u64,
     /// Where the frames member ends, without its padding.
     end: u64,
+    /// Memory for frames as they come.
+    compressed: Vec<u8>,
 }
 
 impl Frames {
@@ -92,6 +95,7 @@ impl Frames {
             fresh: true,
             frames_at,
             end,
+            compressed: Vec::new(),
         })
     }
 
@@ -108,7 +112,8 @@ impl Frames {
         Ok(bytes)
     }
 
-    /// Decodes the frames of some carried blocks; see [`Decoder::decode`].
+    /// Fetches and decodes the frames of some carried blocks, and gives the blocks, each compared with its hash; see
+    /// [`Decoder::decode`].
     ///
     /// # Errors
     /// `Failed` if they cannot be read or are not what was signed.
@@ -117,17 +122,18 @@ impl Frames {
         decoder: &'a mut Decoder,
         carried: Range<u64>,
         recall: &mut Recall,
-    ) -> Result<Vec<Checked<'a>>> {
+    ) -> Result<Vec<Stretch<'a>>> {
         let place = self.place(&carried)?;
-        let source = &mut self.source;
-        let mut fill = |buffer: &mut [u8]| {
-            source.skip_to(place.clone())?;
-            source.read_exact(buffer).map_err(|e| match e.kind() {
-                std::io::ErrorKind::UnexpectedEof => Error::failed("ends too early: cut short; get it again"),
-                _ => e.into(),
-            })
-        };
-        decoder.decode(&self.index, carried, &mut fill, recall)
+        let len = usize::try_from(place.end - place.start).map_err(|e| Error::failed(e.to_string()))?;
+        self.compressed.resize(len, 0);
+        self.source.skip_to(place)?;
+        self.source.read_exact(&mut self.compressed).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => Error::failed("ends too early: cut short; get it again"),
+            _ => e.into(),
+        })?;
+        let plain = decoder.decode(&self.index, carried.clone(), &self.compressed, recall)?;
+        frames::check(&self.index, carried.clone(), plain)?;
+        Ok(frames::stretches(&self.index, carried, plain))
     }
 
     /// What was fetched so far.

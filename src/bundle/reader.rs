@@ -6,12 +6,14 @@ use sha2::{Digest as _, Sha256};
 
 use super::archive::{self, Member};
 use super::file_sums::FileSums;
-use super::frames::{Checked, Decoder};
+use super::frames::Stretch;
+use super::in_order;
 use super::index::Index;
 use super::keys::{KeyId, Keys, SIGNATURE_LIMIT_BYTES, SIGNATURES_MAX, Signature};
 use crate::model::manifest::{self, Manifest};
 use crate::model::payload::BLOCK_BYTES;
 use crate::model::{Digest, Payload};
+use crate::sys::direct::Buffer;
 use crate::{Doing, Error, Result};
 
 /// Zeros are handed out in pieces of at most this many bytes.
@@ -44,7 +46,7 @@ pub struct Bundle<R> {
     handed_out: usize,
 }
 
-impl<R: Read> Bundle<R> {
+impl<R: Read + Send> Bundle<R> {
     /// Reads the manifest and its signatures from a stream, and checks that enough of `keys` signed it.
     ///
     /// # Errors
@@ -165,29 +167,20 @@ impl<R: Read> Bundle<R> {
         self.handed_out += 1;
         let index = self.read_index(&payload)?;
         let name = self.start_frames(&payload)?;
-        let mut output = Output { write, at: 0, len: payload.size, zeros: vec![0; ZEROS_LEN] };
-        let mut decoder = Decoder::new()?;
-        let mut sum = Sha256::new();
-        let all_held =
-            &mut |_, _: &mut [u8]| Err(Error::inconsistent("a prefix that was not decoded before"));
-        for batch in index.batches() {
-            let members = &mut self.members;
-            let mut fill = |buffer: &mut [u8]| members.fill(buffer).map(|()| sum.update(buffer));
-            let checked = decoder.decode(&index, batch, &mut fill, all_held).doing(|| name.clone())?;
-            for Checked { run, bytes } in checked {
+        let mut output = Output { write, at: 0, len: payload.size, zeros: Buffer::new(ZEROS_LEN) };
+        let mut write = |stretches: &[Stretch], read_bytes| {
+            for Stretch { run, bytes } in stretches {
                 output.zeros_to(run.block.saturating_mul(BLOCK_BYTES))?;
                 output.bytes(bytes)?;
             }
-            progress(Progress {
-                done_bytes: output.at,
-                total_bytes: output.len,
-                read_bytes: self.members.position(),
-                reused_bytes: 0,
-            });
-        }
+            let (done_bytes, total_bytes) = (output.at, output.len);
+            progress(Progress { done_bytes, total_bytes, read_bytes, reused_bytes: 0 });
+            Ok(())
+        };
+        let sum = in_order::hand_out(&mut self.members, &name, &index, &mut write)?;
         // The blocks are right in any case. But zstd has several ways to write the same, and a bundle that was touched on its
         // way is no bundle to trust.
-        if Digest(sum.finalize().into()) != payload.frames_sha256 {
+        if sum != payload.frames_sha256 {
             return Err(Error::failed(format!(
                 "{name}: does not match its signed digest; the bundle is damaged, get it again"
             )));
@@ -296,7 +289,7 @@ pub struct Description {
 ///
 /// # Errors
 /// As [`Bundle::open`], but for the signatures.
-pub fn describe(stream: impl Read) -> Result<Description> {
+pub fn describe(stream: impl Read + Send) -> Result<Description> {
     let bundle = Bundle::open_unchecked(stream)?;
     let manifest_digest = bundle.manifest_digest();
     Ok(Description { manifest: bundle.manifest, manifest_digest, signatures: bundle.signatures })
@@ -333,7 +326,7 @@ struct Output<'a> {
     write: &'a mut dyn FnMut(u64, &[u8]) -> Result<()>,
     at: u64,
     len: u64,
-    zeros: Vec<u8>,
+    zeros: Buffer,
 }
 
 impl Output<'_> {
