@@ -8,6 +8,7 @@
 //! 4. A bundle can be read in order, once, without seeking: a pipe will do. From a server, only what is missing is read.
 
 mod address;
+mod answer;
 pub mod archive;
 mod delta;
 #[cfg(feature = "build-host")]
@@ -17,7 +18,10 @@ mod file_sums;
 mod frames;
 mod in_order;
 mod index;
+#[cfg(feature = "build-host")]
+mod index_builder;
 mod keys;
+mod merge;
 #[cfg(feature = "build-host")]
 pub mod pack;
 #[cfg(feature = "build-host")]

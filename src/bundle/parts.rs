@@ -6,9 +6,10 @@ use std::ops::Range;
 use sha2::{Digest as _, Sha256};
 
 use super::archive;
-use super::fetch::{self, Meter};
+use super::fetch::Meter;
 use super::frames::{self, Decoder, Recall, Stretch};
 use super::index::Index;
+use super::merge::merge;
 use super::reader::{Bundle, read_index, start_frames};
 use super::source::Source;
 use crate::model::{Digest, Payload};
@@ -106,7 +107,7 @@ impl Frames {
     pub fn plan(&mut self, carried: &[Range<u64>]) -> Result<u64> {
         let wanted = carried.iter().map(|c| self.place(c)).collect::<Result<Vec<_>>>()?;
         let total = self.source.len_bytes().unwrap_or(u64::MAX);
-        let ranges = fetch::merge(&wanted, self.source.meter().bytes_per_request(), total);
+        let ranges = merge(&wanted, self.source.meter().bytes_per_request(), total);
         let bytes = ranges.iter().map(|r| r.end - r.start).sum();
         self.source.plan(ranges);
         Ok(bytes)

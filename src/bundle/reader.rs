@@ -6,18 +6,12 @@ use sha2::{Digest as _, Sha256};
 
 use super::archive::{self, Member};
 use super::file_sums::FileSums;
-use super::frames::Stretch;
 use super::in_order;
 use super::index::Index;
 use super::keys::{KeyId, Keys, SIGNATURE_LIMIT_BYTES, SIGNATURES_MAX, Signature};
 use crate::model::manifest::{self, Manifest};
-use crate::model::payload::BLOCK_BYTES;
 use crate::model::{Digest, Payload};
-use crate::sys::direct::Buffer;
 use crate::{Doing, Error, Result};
-
-/// Zeros are handed out in pieces of at most this many bytes.
-const ZEROS_LEN: usize = 256 * 1024;
 
 /// How far a bundle was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,17 +161,14 @@ impl<R: Read + Send> Bundle<R> {
         self.handed_out += 1;
         let index = self.read_index(&payload)?;
         let name = self.start_frames(&payload)?;
-        let mut output = Output { write, at: 0, len: payload.size, zeros: Buffer::new(ZEROS_LEN) };
-        let mut write = |stretches: &[Stretch], read_bytes| {
-            for Stretch { run, bytes } in stretches {
-                output.zeros_to(run.block.saturating_mul(BLOCK_BYTES))?;
-                output.bytes(bytes)?;
-            }
-            let (done_bytes, total_bytes) = (output.at, output.len);
-            progress(Progress { done_bytes, total_bytes, read_bytes, reused_bytes: 0 });
+        let size = payload.size;
+        let mut write = |offset, bytes: &[u8], read_bytes| {
+            write(offset, bytes)?;
+            let done_bytes = offset + bytes.len() as u64;
+            progress(Progress { done_bytes, total_bytes: size, read_bytes, reused_bytes: 0 });
             Ok(())
         };
-        let sum = in_order::hand_out(&mut self.members, &name, &index, &mut write)?;
+        let sum = in_order::hand_out(&mut self.members, &name, &index, size, &mut write)?;
         // The blocks are right in any case. But zstd has several ways to write the same, and a bundle that was touched on its
         // way is no bundle to trust.
         if sum != payload.frames_sha256 {
@@ -185,13 +176,12 @@ impl<R: Read + Send> Bundle<R> {
                 "{name}: does not match its signed digest; the bundle is damaged, get it again"
             )));
         }
-        output.zeros_to(output.len)?;
-        let (done_bytes, total_bytes) = (output.at, output.len);
         self.next = self.members.advance()?;
         if let Some(extra) = self.next.as_ref().filter(|_| self.handed_out > self.manifest.files.len()) {
             return Err(Error::failed(format!("unexpected member {:?} after {name}", extra.name)));
         }
-        progress(Progress { done_bytes, total_bytes, read_bytes: self.members.position(), reused_bytes: 0 });
+        let read_bytes = self.members.position();
+        progress(Progress { done_bytes: size, total_bytes: size, read_bytes, reused_bytes: 0 });
         Ok(())
     }
 
@@ -319,33 +309,4 @@ fn read_signature<R: Read>(
         return Err(Error::failed("signatures out of order"));
     }
     Ok(signature)
-}
-
-/// The image as it is handed out: where we are in it, and its exact length.
-struct Output<'a> {
-    write: &'a mut dyn FnMut(u64, &[u8]) -> Result<()>,
-    at: u64,
-    len: u64,
-    zeros: Buffer,
-}
-
-impl Output<'_> {
-    fn zeros_to(&mut self, end: u64) -> Result<()> {
-        while self.at < end.min(self.len) {
-            let left = usize::try_from(end.min(self.len) - self.at).unwrap_or(ZEROS_LEN);
-            let zeros = self.zeros.get(..left.min(ZEROS_LEN)).unwrap_or_default();
-            (self.write)(self.at, zeros)?;
-            self.at += zeros.len() as u64;
-        }
-        Ok(())
-    }
-
-    /// Hands out whole blocks, without what the last of them has beyond the image.
-    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        let left = usize::try_from(self.len - self.at).unwrap_or(usize::MAX);
-        let bytes = bytes.get(..bytes.len().min(left)).unwrap_or_default();
-        (self.write)(self.at, bytes)?;
-        self.at += bytes.len() as u64;
-        Ok(())
-    }
 }
