@@ -10,6 +10,7 @@
 //! cmd                  one file per subcommand
 //! update               the update procedure: install, journal, resume, health
 //! init   provision     PID 1; first boot
+//! services             Compose applications on a device without a cloud
 //! engine               the container engine and the supervisor
 //! compose contract     Compose files; what services require of the device
 //! feature bundle boot  labels; the update file; who boots next
@@ -32,6 +33,7 @@ pub mod init;
 pub mod model;
 pub mod provision;
 mod root;
+pub mod services;
 #[cfg(test)]
 mod sim;
 pub mod sys;

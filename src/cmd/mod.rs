@@ -9,6 +9,7 @@ mod contracts;
 mod evidence;
 mod features;
 mod feed;
+mod fetching;
 mod file_sets;
 mod health;
 mod hooks;
@@ -21,9 +22,12 @@ mod reach;
 mod reset;
 mod resume;
 mod rollback;
+mod services;
+mod services_show;
 mod status;
 mod stranded;
 mod supervisor;
+mod supervisor_update;
 mod turn;
 mod version;
 
@@ -43,6 +47,7 @@ pub const COMMANDS: &[Command] = &[
     provision::COMMAND,
     config::COMMAND,
     supervisor::COMMAND,
+    services::COMMAND,
     features::COMMAND,
     contracts::COMMAND,
     bundle::COMMAND,
