@@ -52,7 +52,7 @@ impl Decoder {
     }
 
     /// Decodes `frames`, those of the blocks `carried`, and gives the blocks, which are still to be compared with their hashes
-    /// by [`check`]. Blocks before them that were not decoded just before are asked of `recall`.
+    /// by `check`. Blocks before them that were not decoded just before are asked of `recall`.
     ///
     /// # Errors
     /// `Failed` from `recall`, or if a frame cannot be decoded.
