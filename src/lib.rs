@@ -9,7 +9,7 @@
 //! ```text
 //! cmd                  one file per subcommand
 //! update               the update procedure: install, journal, resume, health
-//! init   provision     PID 1; first boot
+//! init provision preload  PID 1; first boot, and what is unpacked on it
 //! engine               the container engine and the supervisor
 //! compose contract     Compose files; what services require of the device
 //! feature bundle boot  labels; the update file; who boots next
@@ -30,6 +30,7 @@ mod error;
 pub mod feature;
 pub mod init;
 pub mod model;
+pub mod preload;
 pub mod provision;
 mod root;
 #[cfg(test)]

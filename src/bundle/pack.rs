@@ -153,7 +153,10 @@ impl Part {
 }
 
 /// Writes what stands before the payload: the manifest and its signatures, in the order of their keys.
-pub(super) fn head(to: &mut File, text: &[u8], signatures: &[Signature]) -> Result<()> {
+///
+/// # Errors
+/// As writing.
+pub fn head(to: &mut File, text: &[u8], signatures: &[Signature]) -> Result<()> {
     member(to, "manifest.toml", &mut &text[..], text.len() as u64)?;
     let mut sorted: Vec<&Signature> = signatures.iter().collect();
     sorted.sort_by_key(|s| s.id());
@@ -164,7 +167,11 @@ pub(super) fn head(to: &mut File, text: &[u8], signatures: &[Signature]) -> Resu
     Ok(())
 }
 
-fn member(to: &mut File, name: &str, content: &mut dyn io::Read, size: u64) -> Result<()> {
+/// Writes a member of `size` bytes.
+///
+/// # Errors
+/// As reading and writing; `Inconsistent` if the content has another length.
+pub fn member(to: &mut File, name: &str, content: &mut dyn io::Read, size: u64) -> Result<()> {
     to.write_all(&archive::header(name, size)?)?;
     let copied = io::copy(content, to)?;
     if copied != size {

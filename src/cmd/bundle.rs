@@ -12,6 +12,9 @@ use crate::cli::{Command, Context, usage};
 use crate::model::Manifest;
 use crate::{Doing, Error, Result, sys};
 
+#[cfg(feature = "build-host")]
+pub(super) use make::Signers;
+
 pub(super) const COMMAND: Command = Command {
     name: "bundle",
     summary: "make, sign, show and check update files (build host; devices use install)",

@@ -15,6 +15,7 @@ mod hooks;
 mod host;
 pub mod init;
 mod install;
+mod preload;
 mod progress;
 mod provision;
 mod reach;
@@ -40,6 +41,7 @@ pub const COMMANDS: &[Command] = &[
     rollback::COMMAND,
     reset::COMMAND,
     init::COMMAND,
+    preload::COMMAND,
     provision::COMMAND,
     config::COMMAND,
     supervisor::COMMAND,

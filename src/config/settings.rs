@@ -31,6 +31,8 @@ pub struct Settings {
     pub supervisor: Supervisor,
     /// Registration with the cloud API.
     pub provision: Provision,
+    /// What the data partition is filled with on the first boot.
+    pub preload: Preload,
     /// What PID 1 mounts and binds.
     pub init: Init,
 }
@@ -191,6 +193,15 @@ pub struct Provision {
     pub new_identity_after: u32,
 }
 
+/// `[preload]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Preload {
+    /// Directory of archives (`*.preload`) that are unpacked into the data partition, each once. Those on the data
+    /// partition itself are removed then.
+    pub archives: PathBuf,
+}
+
 /// `[init]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -269,6 +280,12 @@ impl Default for Provision {
             timeout_s: 59,
             new_identity_after: 10,
         }
+    }
+}
+
+impl Default for Preload {
+    fn default() -> Self {
+        Self { archives: "/mnt/data/preload".into() }
     }
 }
 

@@ -150,6 +150,40 @@ pub fn next_data(file: &File, offset: u64) -> Result<Option<(u64, u64)>> {
     Ok(Some((start, seek(file, SeekFrom::Hole(start))?)))
 }
 
+/// What is free on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that can be written.
+    pub bytes: u64,
+    /// Files that can be made; `None` if there is no limit.
+    pub inodes: Option<u64>,
+}
+
+/// What is free on the file system that holds `path`.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn room(path: &Path) -> Result<Room> {
+    let found = rustix::fs::statvfs(path).doing(|| format!("look for room on {}", path.display()))?;
+    let inodes = (found.f_files > 0).then_some(found.f_ffree);
+    Ok(Room { bytes: found.f_bavail.saturating_mul(found.f_frsize), inodes })
+}
+
+/// What a symbolic link says.
+///
+/// # Errors
+/// `Failed`, naming the path.
+#[cfg(feature = "build-host")]
+pub fn link_target(path: &Path) -> Result<PathBuf> {
+    std::fs::read_link(path).doing(|| format!("read the link {}", path.display()))
+}
+
+/// Major and minor number of a device, out of its metadata.
+#[cfg(feature = "build-host")]
+pub fn device_numbers(rdev: u64) -> (u32, u32) {
+    (rustix::fs::major(rdev), rustix::fs::minor(rdev))
+}
+
 /// Drops the page cache of a flushed file or block device, so that reads come from the medium.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 // The one place where the rules of .clippy.toml do not hold.
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
 
+pub mod beneath;
 pub mod clock;
 pub mod command;
 mod console;

@@ -22,13 +22,17 @@ const HOOK_DEADLINE_S: u64 = 60;
 
 /// Who signs: key files, and the file with their password.
 #[derive(Default)]
-struct Signers {
-    keys: Vec<PathBuf>,
-    password_file: Option<PathBuf>,
+pub(in crate::cmd) struct Signers {
+    pub keys: Vec<PathBuf>,
+    pub password_file: Option<PathBuf>,
 }
 
 impl Signers {
-    fn load(&self) -> Result<Vec<Signer>> {
+    /// The keys themselves.
+    ///
+    /// # Errors
+    /// As [`Signer::load`], and `Failed` if the password file cannot be read.
+    pub fn load(&self) -> Result<Vec<Signer>> {
         let password = match &self.password_file {
             Some(path) => {
                 let text = sys::file::read_text(path, PASSWORD_LIMIT_BYTES)?;
