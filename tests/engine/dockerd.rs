@@ -78,7 +78,8 @@ impl Lab {
         Ok(lab)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A path in the lab's directory: `root` is the device, `data` the engine's storage.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
