@@ -192,3 +192,130 @@ fn an_image_that_is_nowhere_is_named_and_a_later_archive_is_found() {
         assert_eq!(lab.until_well(), SupervisorHealth::Healthy);
     });
 }
+
+#[test]
+fn a_new_supervisor_that_is_well_is_kept_and_a_rollback_returns() {
+    in_lab(|lab| {
+        lab.archive("1.0.0");
+        lab.watch();
+        lab.until_well();
+        let first = lab.container_id();
+        let file = lab.loose_archive("2.0.0").display().to_string();
+        let (code, text) = lab.twinhull(&["supervisor", "update", "--from", &file]);
+        let kept =
+            "lab/supervisor:2.0.0 is kept; `twinhull supervisor rollback` returns to lab/supervisor:1.0.0";
+        assert!(code == 0 && text.contains(kept), "{code} {text}");
+        assert_eq!(lab.image(), "lab/supervisor:2.0.0");
+        assert_ne!(lab.container_id(), first);
+        let conf = lab.own_conf();
+        for line in [
+            "SUPERVISOR_IMAGE=lab/supervisor:2.0.0",
+            "SUPERVISOR_VERSION=2.0.0",
+            "SUPERVISOR_PREVIOUS_IMAGE=lab/supervisor:1.0.0",
+        ] {
+            assert!(conf.lines().any(|l| l == line), "{line}: {conf}");
+        }
+        until("the old container is gone", || lab.names().is_empty().then_some(()));
+
+        // Again: nothing to do.
+        let (code, text) = lab.twinhull(&["supervisor", "update", "lab/supervisor:2.0.0"]);
+        assert!(code == 0 && text.contains("is this device's supervisor already"), "{text}");
+
+        let (code, text) = lab.twinhull(&["supervisor", "rollback", "--json"]);
+        let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!((code, &last["outcome"]), (0, &"kept".into()), "{text}");
+        assert_eq!(lab.image(), "lab/supervisor:1.0.0");
+        let (_, text) = lab.twinhull(&["supervisor", "logs", "--lines", "50"]);
+        assert!(text.contains("lab supervisor 1.0.0 on 127.0.0.1:"), "{text}");
+
+        // A third: the one before the last two is cleaned up.
+        let file = lab.loose_archive("3.0.0").display().to_string();
+        let (code, text) = lab.twinhull(&["supervisor", "update", "--from", &file]);
+        assert_eq!(code, 0, "{text}");
+        until("the oldest image is gone", || {
+            lab.engine().image("lab/supervisor:2.0.0").unwrap().is_none().then_some(())
+        });
+        assert!(lab.engine().image("lab/supervisor:1.0.0").unwrap().is_some());
+    });
+}
+
+#[test]
+fn a_new_supervisor_that_is_unhealthy_or_cannot_run_goes_back_to_the_old_container() {
+    in_lab(|lab| {
+        lab.archive("1.0.0");
+        lab.watch();
+        lab.until_well();
+        let first = lab.container_id();
+        fs::write(lab.data().join("lab-unhealthy"), "2.0.0").unwrap();
+        for (version, file, why) in [
+            ("2.0.0", lab.loose_archive("2.0.0"), "failed: unhealthy: 500 /data/lab-unhealthy says so"),
+            ("3.0.0", lab.broken_archive("3.0.0"), "failed: it ended 3 times; stopped: exit code "),
+        ] {
+            let image = format!("lab/supervisor:{version}");
+            let (code, text) =
+                lab.twinhull(&["supervisor", "update", &image, "--from", &file.display().to_string()]);
+            assert!(
+                code == 1 && text.contains("lab/supervisor:1.0.0 runs again") && text.contains(why),
+                "{text}"
+            );
+            assert_eq!(lab.until_well(), SupervisorHealth::Healthy);
+            assert_eq!((lab.container_id(), lab.own_conf().as_str()), (first.clone(), ""));
+            until("its image is gone", || lab.engine().image(&image).unwrap().is_none().then_some(()));
+            let (_, text) = lab.twinhull(&["supervisor", "status"]);
+            assert!(text.contains(&format!("update:      {image} failed: ")), "{text}");
+        }
+        assert_eq!(lab.names(), [] as [&str; 0]);
+    });
+}
+
+#[test]
+fn a_trial_that_is_cut_off_leaves_the_old_supervisor() {
+    in_lab(|lab| {
+        lab.archive("1.0.0");
+        lab.watch();
+        lab.until_well();
+        let first = lab.container_id();
+        // Unhealthy is known only after a while, so the trial lasts.
+        fs::write(lab.data().join("lab-unhealthy"), "2.0.0").unwrap();
+        let file = lab.loose_archive("2.0.0").display().to_string();
+        let mut update = lab.begin(&["supervisor", "update", "--from", &file]);
+        until("the trial", || (lab.image() == "lab/supervisor:2.0.0" && lab.runs()).then_some(()));
+
+        // A second one waits for no trial.
+        let (code, text) = lab.twinhull(&["supervisor", "rollback"]);
+        assert!(code == 3 && text.contains("another update goes on"), "{text}");
+
+        lab.kill_watcher();
+        update.kill().unwrap();
+        update.wait().unwrap();
+        lab.forget_run();
+        lab.watch();
+        until("the old container", || (lab.container_id() == first && lab.runs()).then_some(()));
+        assert!(lab.log().contains("the container from before the update returns"), "{}", lab.log());
+        assert_eq!((lab.own_conf().as_str(), lab.names().len()), ("", 0));
+    });
+}
+
+#[test]
+fn an_update_that_cannot_begin_touches_nothing() {
+    in_lab(|lab| {
+        lab.archive("1.0.0");
+        let (code, text) = lab.twinhull(&["supervisor", "update", "a/b:1"]);
+        assert!(code == 1 && text.contains("nobody keeps the supervisor running"), "{text}");
+        lab.watch();
+        lab.until_well();
+        let (first, started) = (lab.container_id(), lab.started_at());
+        for (args, expected_code, expected) in [
+            (["update", "127.0.0.1:1/none:1"].as_slice(), 1, "pull 127.0.0.1:1/none:1: "),
+            (&["update", "a b"], 2, "is not the name of an image"),
+            (&["update", "--from", "/none.tar"], 1, "load /none.tar: open /none.tar: No such file"),
+            (&["rollback"], 3, "there is nothing before lab/supervisor:1.0.0"),
+            (&["rollback", "x"], 2, "a word or option that it does not take"),
+            (&["update", "--follow"], 2, "a word or option that it does not take"),
+        ] {
+            let (code, text) = lab.twinhull(&[&["supervisor"], args].concat());
+            assert!(code == expected_code && text.contains(expected), "{args:?}: {code} {text}");
+        }
+        assert_eq!((lab.container_id(), lab.started_at()), (first, started));
+    });
+}

@@ -9,6 +9,7 @@ mod contracts;
 mod evidence;
 mod features;
 mod feed;
+mod fetching;
 mod file_sets;
 mod health;
 mod hooks;
@@ -25,6 +26,7 @@ mod rollback;
 mod status;
 mod stranded;
 mod supervisor;
+mod supervisor_update;
 mod turn;
 mod version;
 

@@ -153,6 +153,8 @@ pub struct Engine {
     pub sockets: Vec<PathBuf>,
     /// Whether this host runs containers at all; health asks the engine only then.
     pub enabled: bool,
+    /// Logins of registries, in the format of docker's own `config.json` (`docker login` writes it).
+    pub registry_auth: PathBuf,
 }
 
 /// `[supervisor]`
@@ -169,6 +171,10 @@ pub struct Supervisor {
     pub archives: PathBuf,
     /// Seconds that a supervisor may be unhealthy before its container is started again.
     pub unhealthy_s: u64,
+    /// Seconds within which a new supervisor must be healthy, else the old one returns.
+    pub update_deadline_s: u64,
+    /// Seconds for which a new supervisor must stay healthy (or run, without a HEALTHCHECK) to be kept.
+    pub update_settle_s: u64,
 }
 
 /// `[provision]`
@@ -253,7 +259,11 @@ impl Default for Engine {
     fn default() -> Self {
         let sockets =
             ["/run/balena-engine.sock", "/run/balena.sock", "/run/docker.sock", "/run/podman/podman.sock"];
-        Self { sockets: sockets.map(Into::into).into(), enabled: true }
+        Self {
+            sockets: sockets.map(Into::into).into(),
+            enabled: true,
+            registry_auth: "/etc/twinhull/registry-auth.json".into(),
+        }
     }
 }
 
@@ -265,6 +275,8 @@ impl Default for Supervisor {
             default_conf: "/etc/balena-supervisor/supervisor.conf".into(),
             archives: "/mnt/data/supervisor".into(),
             unhealthy_s: 180,
+            update_deadline_s: 600,
+            update_settle_s: 30,
         }
     }
 }
@@ -346,6 +358,9 @@ impl Settings {
         }
         if self.health.deadline_s == 0 || self.health.check_deadline_s == 0 {
             return wrong("health.deadline_s and health.check_deadline_s must be at least 1".into());
+        }
+        if self.supervisor.update_settle_s >= self.supervisor.update_deadline_s {
+            return wrong("supervisor.update_settle_s must be less than supervisor.update_deadline_s".into());
         }
         if self.provision.retry_s == 0 || self.provision.retry_max_s < self.provision.retry_s {
             return wrong("provision.retry_s must be at least 1 and at most provision.retry_max_s".into());

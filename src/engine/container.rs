@@ -88,6 +88,15 @@ impl Engine {
         self.change(Method::POST, &path, None, &[204], CHANGE_DEADLINE + kill_after).map(drop)
     }
 
+    /// Gives a container another name.
+    ///
+    /// # Errors
+    /// `Failed` with the engine's message: no such container, or the name is in use.
+    pub fn rename(&self, name: &str, to: &str) -> Result<()> {
+        let path = format!("/containers/{}/rename?name={}", encode(name), encode(to));
+        self.change(Method::POST, &path, None, &[200, 204], CHANGE_DEADLINE).map(drop)
+    }
+
     /// Removes a container, killed if it runs, and its anonymous volumes. One that is not there is fine.
     ///
     /// # Errors

@@ -92,7 +92,7 @@ impl Lab {
     fn settings(&self) {
         self.put(
             "etc/twinhull/lab.toml",
-            "[engine]\nsockets = [\"/run/none.sock\", \"/run/docker.sock\"]\n[supervisor]\nunhealthy_s = 2\n",
+            "[engine]\nsockets = [\"/run/none.sock\", \"/run/docker.sock\"]\n[supervisor]\nunhealthy_s = 2\nupdate_deadline_s = 100\nupdate_settle_s = 2\n",
         );
     }
 
@@ -114,6 +114,34 @@ impl Lab {
     /// As `archive`, compressed.
     pub fn archive_zstd(&self, version: &str) {
         self.write_archive(version, "tar.zst", |plain| zstd::encode_all(plain.as_slice(), 19).unwrap());
+    }
+
+    /// An archive that lies elsewhere, and whose image nothing names yet.
+    pub fn loose_archive(&self, version: &str) -> PathBuf {
+        let file = self.path(&format!("{version}.tar"));
+        supervisor_image::write_archive(&program().unwrap(), &format!("lab/supervisor:{version}"), &file)
+            .unwrap();
+        file
+    }
+
+    /// As `loose_archive`, of a program that no kernel can run.
+    pub fn broken_archive(&self, version: &str) -> PathBuf {
+        let (program, file) = (self.path("broken"), self.path(&format!("{version}.tar")));
+        let machine = fs::read(self::program().unwrap()).unwrap()[..20].to_vec();
+        fs::write(&program, machine).unwrap();
+        supervisor_image::write_archive(&program, &format!("lab/supervisor:{version}"), &file).unwrap();
+        file
+    }
+
+    /// The device's own supervisor.conf; empty if there is none.
+    pub fn own_conf(&self) -> String {
+        let path = "root/mnt/state/root-overlay/etc/balena-supervisor/supervisor.conf";
+        fs::read_to_string(self.path(path)).unwrap_or_default()
+    }
+
+    /// What a reboot does to `/run`, but for the engine's socket.
+    pub fn forget_run(&self) {
+        fs::remove_dir_all(self.path("root/run/twinhull")).unwrap();
     }
 
     fn write_archive(&self, version: &str, suffix: &str, pack: impl FnOnce(Vec<u8>) -> Vec<u8>) {
@@ -219,6 +247,17 @@ impl Lab {
         self.engine().container(supervisor::NAME).unwrap().unwrap().id
     }
 
+    /// The image's name that the container has; empty if there is no container.
+    pub fn image(&self) -> String {
+        self.engine().container(supervisor::NAME).unwrap().map(|c| c.config.image).unwrap_or_default()
+    }
+
+    /// The containers beside the supervisor's.
+    pub fn names(&self) -> Vec<String> {
+        let all = self.engine().containers().unwrap().into_iter().flat_map(|c| c.names);
+        all.filter(|name| name != "/balena_supervisor").collect()
+    }
+
     pub fn started_at(&self) -> String {
         self.engine().container(supervisor::NAME).unwrap().unwrap().state.started_at
     }
@@ -285,6 +324,11 @@ impl Lab {
         self.notified.lock().unwrap().clear();
     }
 
+    /// Starts another command of ours, which the caller ends.
+    pub fn begin(&self, args: &[&str]) -> Child {
+        self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_twinhull"));
         command.arg("--root").arg(self.path("root")).args(args).stdin(Stdio::null());
@@ -311,7 +355,9 @@ impl Drop for Lab {
         if let Some(dockerd) = &self.dockerd {
             signal(dockerd, rustix::process::Signal::CONT);
             if let Ok(engine) = Engine::at(&self.path("root/run/docker.sock")) {
-                let _ = engine.remove(supervisor::NAME);
+                for container in engine.containers().unwrap_or_default() {
+                    let _ = engine.remove(&container.id);
+                }
             }
         }
         end(self.dockerd.as_mut());
