@@ -1,7 +1,7 @@
 //! Preload archives through the command line: of a real engine's storage, which another engine then starts from without a
 //! network; killed at many moments; and read by the real tar, zstd and minisign.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
-#![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
+#![allow(clippy::disallowed_methods, clippy::disallowed_macros, clippy::cast_possible_truncation)]
 
 #[allow(dead_code)]
 #[path = "engine/dockerd.rs"]

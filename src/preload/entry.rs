@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use tar::{EntryType, Header};
 
+use crate::bundle::archive;
 use crate::sys::beneath::Facts;
 use crate::{Error, Result};
 
@@ -54,9 +55,8 @@ pub enum Kind {
 }
 
 /// How many zero bytes follow a file's content.
-pub const fn padding_len(size: u64) -> usize {
-    // Below 512.
-    ((UNIT as u64 - size % UNIT as u64) % UNIT as u64) as u16 as usize
+fn padding_len(size: u64) -> usize {
+    usize::try_from(archive::padding_len(size)).unwrap_or(0)
 }
 
 impl Entry {
@@ -258,6 +258,7 @@ fn damaged() -> Error {
 }
 
 #[cfg(all(test, feature = "build-host"))]
+#[allow(clippy::unwrap_used)] // Clippy does not take this for a test.
 mod tests {
     use proptest::prelude::*;
 

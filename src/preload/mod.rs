@@ -22,4 +22,6 @@ pub use manifest::Manifest;
 pub use unpack::{End, Observer, Step, unpack, verify};
 
 #[cfg(all(test, feature = "build-host"))]
+#[allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
+// Clippy does not take this for a test.
 mod tests;

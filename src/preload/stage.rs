@@ -182,6 +182,10 @@ fn to_json(value: &impl Serialize) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+        sys::durable::replace(path, bytes, 0o600)
+    }
+
     fn digest(n: u8) -> Digest {
         Digest([n; 32])
     }
@@ -191,7 +195,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let stage = Stage::new(dir.path());
         let progress = Progress { segments: 2, ..stage.progress(digest(1)).unwrap() };
-        std::fs::write(stage.tree().join("file"), "x").unwrap();
+        put(&stage.tree().join("file"), b"x").unwrap();
         stage.keep(progress).unwrap();
         assert_eq!(stage.progress(digest(1)).unwrap(), progress);
         assert!(stage.tree().join("file").exists());
@@ -199,8 +203,8 @@ mod tests {
         let whole = std::fs::read(stage.record()).unwrap();
         for len in 0..whole.len() - 2 {
             std::fs::create_dir_all(stage.tree()).unwrap();
-            std::fs::write(stage.tree().join("file"), "x").unwrap();
-            std::fs::write(stage.record(), &whole[..len]).unwrap();
+            put(&stage.tree().join("file"), b"x").unwrap();
+            put(&stage.record(), &whole[..len]).unwrap();
             assert_eq!(stage.progress(digest(1)).unwrap().segments, 0, "{len}");
             assert!(!stage.tree().join("file").exists());
         }
@@ -238,7 +242,7 @@ mod tests {
         stage.note_done(digest(1)).unwrap();
         stage.note_done(digest(2)).unwrap();
         assert!(stage.is_done(digest(1)).unwrap() && stage.is_done(digest(2)).unwrap());
-        std::fs::write(dir.path().join(DONE), "[").unwrap();
+        put(&dir.path().join(DONE), b"[").unwrap();
         assert!(stage.is_done(digest(1)).is_err());
     }
 }

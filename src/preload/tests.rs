@@ -193,7 +193,7 @@ fn a_cut_at_any_step_is_gone_on_from() {
     .unwrap();
     let steps = steps.into_inner();
     assert!(steps.len() > 30, "{}", steps.len());
-    for cut in 0..steps.len() {
+    for (cut, step_cut) in steps.iter().enumerate() {
         fs::remove_dir_all(lab.path("data")).unwrap();
         fs::create_dir_all(lab.path("data")).unwrap();
         let (at, unkept) = (Cell::new(0), RefCell::new(Vec::new()));
@@ -218,7 +218,7 @@ fn a_cut_at_any_step_is_gone_on_from() {
             }
         }
         let outcome = lab.unpack(&|_| Ok(())).unwrap();
-        assert!(matches!(outcome, End::Unpacked | End::Before), "{cut}: {:?}", steps[cut]);
+        assert!(matches!(outcome, End::Unpacked | End::Before), "{cut}: {step_cut:?}");
         lab.assert_whole();
     }
 }

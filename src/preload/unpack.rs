@@ -220,6 +220,7 @@ fn copy(from: &mut impl Read, to: &std::fs::File, size: u64) -> Result<()> {
 }
 
 #[cfg(all(test, feature = "build-host"))]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)] // Clippy does not take this for a test.
 mod tests {
     use super::*;
     use crate::sys::beneath::Facts;
