@@ -10,6 +10,7 @@ mod evidence;
 mod features;
 mod feed;
 mod file_sets;
+mod flash;
 mod health;
 mod hooks;
 mod host;
@@ -41,6 +42,7 @@ pub const COMMANDS: &[Command] = &[
     rollback::COMMAND,
     reset::COMMAND,
     init::COMMAND,
+    flash::COMMAND,
     preload::COMMAND,
     provision::COMMAND,
     config::COMMAND,

@@ -19,7 +19,7 @@ mod unpack;
 
 pub use archive::Archive;
 pub use manifest::Manifest;
-pub use unpack::{End, Observer, Step, unpack, verify};
+pub use unpack::{End, Observer, Step, give_up, unpack, verify};
 
 #[cfg(all(test, feature = "build-host"))]
 mod tests;
