@@ -18,6 +18,7 @@ mod stage;
 mod unpack;
 
 pub use archive::Archive;
+pub use entry::{Entry, Kind};
 pub use manifest::Manifest;
 pub use unpack::{End, Observer, Step, give_up, unpack, verify};
 
