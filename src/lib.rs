@@ -9,7 +9,8 @@
 //! ```text
 //! cmd                  one file per subcommand
 //! update               the update procedure: install, journal, resume, health
-//! init provision preload  PID 1; first boot, and what is unpacked on it
+//! init provision       PID 1; first boot
+//! flash preload        from an installer to a device; what it is delivered with
 //! engine               the container engine and the supervisor
 //! compose contract     Compose files; what services require of the device
 //! feature bundle boot  labels; the update file; who boots next
@@ -28,6 +29,7 @@ pub mod contract;
 pub mod engine;
 mod error;
 pub mod feature;
+pub mod flash;
 pub mod init;
 pub mod model;
 pub mod preload;

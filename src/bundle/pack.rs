@@ -28,6 +28,8 @@ const SEGMENT_LEN: usize = 32 * 1024 * 1024;
 /// What the maker says of an image.
 #[derive(Debug, Clone)]
 pub struct Recipe {
+    /// What the image is of: a root slot or a whole disk.
+    pub kind: PayloadKind,
     /// The device types that it is for.
     pub compatible: Vec<DeviceType>,
     /// balena's name of the architecture.
@@ -86,7 +88,7 @@ pub fn create(
         return Err(Error::failed(text).within(doing()));
     }
     let dir = sys::durable::parent(out)?;
-    let mut parts = vec![Part::pack(&file, len, PayloadKind::RootSlot, dir, recipe, progress).doing(doing)?];
+    let mut parts = vec![Part::pack(&file, len, recipe.kind, dir, recipe, progress).doing(doing)?];
     for (kind, files) in [(PayloadKind::BootFiles, &recipe.boot_files), (PayloadKind::Hooks, &recipe.hooks)] {
         if files.is_empty() {
             continue;

@@ -11,6 +11,7 @@ mod features;
 mod feed;
 mod fetching;
 mod file_sets;
+mod flash;
 mod health;
 mod hooks;
 mod host;
@@ -43,6 +44,7 @@ pub const COMMANDS: &[Command] = &[
     rollback::COMMAND,
     reset::COMMAND,
     init::COMMAND,
+    flash::COMMAND,
     preload::COMMAND,
     provision::COMMAND,
     config::COMMAND,

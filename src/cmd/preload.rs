@@ -104,6 +104,7 @@ fn unpack(context: &Context) -> Result<u8> {
         if let Err(e) = one(path, &data, &settings, context).doing(|| format!("preload {}", path.display())) {
             log::error!("{e}");
             first.get_or_insert(e);
+            preload::give_up(&data)?;
         }
     }
     first.map_or(Ok(0), Err)

@@ -33,6 +33,8 @@ pub struct Settings {
     pub provision: Provision,
     /// What the data partition is filled with on the first boot.
     pub preload: Preload,
+    /// The installer.
+    pub flash: Flash,
     /// What PID 1 mounts and binds.
     pub init: Init,
 }
@@ -208,6 +210,30 @@ pub struct Preload {
     pub archives: PathBuf,
 }
 
+/// `[flash]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Flash {
+    /// The bundle of a whole disk that an installer writes.
+    pub image: PathBuf,
+    /// Kernel names of the disks that it may be written to, in order; `*` and `?` as in the shell.
+    pub devices: Vec<String>,
+    /// What follows when it is written.
+    pub end: FlashEnd,
+}
+
+/// How an installer ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlashEnd {
+    /// With power off, so that its medium can be taken out.
+    Poweroff,
+    /// With a reboot, where the firmware starts the internal disk first.
+    Reboot,
+    /// Not at all.
+    Stay,
+}
+
 /// `[init]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -298,6 +324,16 @@ impl Default for Provision {
 impl Default for Preload {
     fn default() -> Self {
         Self { archives: "/mnt/data/preload".into() }
+    }
+}
+
+impl Default for Flash {
+    fn default() -> Self {
+        Self {
+            image: "/opt/disk.bundle".into(),
+            devices: ["nvme?n?", "sd?", "mmcblk?", "vd?"].map(Into::into).into(),
+            end: FlashEnd::Poweroff,
+        }
     }
 }
 

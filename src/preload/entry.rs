@@ -22,6 +22,8 @@ const PAX_LIMIT: u64 = 1024 * 1024;
 /// ustar's fields for names have so many bytes.
 #[cfg(feature = "build-host")]
 const NAME_LEN: usize = 100;
+/// What ustar's fields for device numbers hold; Linux has no larger ones.
+const DEVICE_MAX: u32 = 0o777_7777;
 const XATTR: &[u8] = b"SCHILY.xattr.";
 
 /// A file, directory or the like in the archive.
@@ -89,15 +91,16 @@ impl Entry {
             Some(value) => std::str::from_utf8(value).ok().and_then(|v| v.parse().ok()).ok_or_else(damaged),
             None => field.map_err(|_| damaged()),
         };
-        let path = |key: &[u8], field: &[u8]| PathBuf::from(OsStr::from_bytes(text(key).unwrap_or(field)));
+        let name = |key: &[u8], field: &[u8]| PathBuf::from(OsStr::from_bytes(text(key).unwrap_or(field)));
         let device = || {
             let found = (header.device_major()?, header.device_minor()?);
             Ok::<_, std::io::Error>(found.0.zip(found.1))
         };
-        let numbers = || device().ok().flatten().ok_or_else(damaged);
+        let fits = |(major, minor): &(u32, u32)| *major <= DEVICE_MAX && *minor <= DEVICE_MAX;
+        let numbers = || device().ok().flatten().filter(fits).ok_or_else(damaged);
         let link = || {
             let field = header.link_name_bytes().unwrap_or_default();
-            path(b"linkpath", &field)
+            name(b"linkpath", &field)
         };
         let kind = match header.entry_type() {
             EntryType::Directory => Kind::Dir,
@@ -116,13 +119,18 @@ impl Entry {
             key.strip_prefix(XATTR).map(|name| (name.to_vec(), value.clone()))
         };
         let facts = Facts {
-            mode: header.mode().map_err(|_| damaged())?,
+            mode: header.mode().map_err(|_| damaged())? & 0o7777,
             uid: id(b"uid", header.uid())?,
             gid: id(b"gid", header.gid())?,
             mtime_s: i64::try_from(number(b"mtime", header.mtime())?).map_err(|_| damaged())?,
             xattrs: pax.iter().filter_map(own).collect(),
         };
-        Ok(Self { path: path(b"path", &header.path_bytes()), kind, facts })
+        let path = name(b"path", &header.path_bytes());
+        let names = [Some(&path), target(&kind)];
+        if names.into_iter().flatten().any(|name| name.as_os_str().as_bytes().contains(&0)) {
+            return Err(damaged());
+        }
+        Ok(Self { path, kind, facts })
     }
 
     /// Writes the header; a file's content is to follow.
@@ -131,20 +139,20 @@ impl Entry {
     /// As writing.
     #[cfg(feature = "build-host")]
     pub fn write(&self, to: &mut impl Write) -> Result<()> {
-        let (entry_type, link, size, (major, minor)) = match &self.kind {
-            Kind::Dir => (EntryType::Directory, None, 0, (0, 0)),
-            Kind::File(size) => (EntryType::Regular, None, *size, (0, 0)),
-            Kind::Link(target) => (EntryType::Symlink, Some(target), 0, (0, 0)),
-            Kind::HardLink(target) => (EntryType::Link, Some(target), 0, (0, 0)),
-            Kind::Char(major, minor) => (EntryType::Char, None, 0, (*major, *minor)),
-            Kind::Block(major, minor) => (EntryType::Block, None, 0, (*major, *minor)),
-            Kind::Fifo => (EntryType::Fifo, None, 0, (0, 0)),
+        let (entry_type, size, (major, minor)) = match self.kind {
+            Kind::Dir => (EntryType::Directory, 0, (0, 0)),
+            Kind::File(size) => (EntryType::Regular, size, (0, 0)),
+            Kind::Link(_) => (EntryType::Symlink, 0, (0, 0)),
+            Kind::HardLink(_) => (EntryType::Link, 0, (0, 0)),
+            Kind::Char(major, minor) => (EntryType::Char, 0, (major, minor)),
+            Kind::Block(major, minor) => (EntryType::Block, 0, (major, minor)),
+            Kind::Fifo => (EntryType::Fifo, 0, (0, 0)),
         };
         let mut pax = Vec::new();
         let mut header = Header::new_ustar();
         if let Some(ustar) = header.as_ustar_mut() {
             name(&mut ustar.name, &self.path, b"path", &mut pax);
-            if let Some(link) = link {
+            if let Some(link) = target(&self.kind) {
                 name(&mut ustar.linkname, link, b"linkpath", &mut pax);
             }
         }
@@ -180,6 +188,14 @@ impl Entry {
             pad(to, pax.len() as u64)?;
         }
         Ok(to.write_all(header.as_bytes())?)
+    }
+}
+
+/// What a link leads to.
+const fn target(kind: &Kind) -> Option<&PathBuf> {
+    match kind {
+        Kind::Link(target) | Kind::HardLink(target) => Some(target),
+        Kind::Dir | Kind::File(_) | Kind::Char(..) | Kind::Block(..) | Kind::Fifo => None,
     }
 }
 

@@ -18,8 +18,9 @@ mod stage;
 mod unpack;
 
 pub use archive::Archive;
+pub use entry::{Entry, Kind};
 pub use manifest::Manifest;
-pub use unpack::{End, Observer, Step, unpack, verify};
+pub use unpack::{End, Observer, Step, give_up, unpack, verify};
 
 #[cfg(all(test, feature = "build-host"))]
 #[allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]

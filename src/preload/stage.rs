@@ -119,6 +119,18 @@ impl<'a> Stage<'a> {
         sys::tree::remove(&self.dir)
     }
 
+    /// Gives up what is begun, so that it takes no room; what is being moved to its place stays.
+    ///
+    /// # Errors
+    /// `Failed`, naming the path.
+    pub fn give_up(&self) -> Result<()> {
+        let bytes = sys::file::read_if_exists(&self.record(), LIMIT_BYTES)?.unwrap_or_default();
+        match serde_json::from_slice::<Progress>(&bytes) {
+            Ok(found) if found.whole => Ok(()),
+            _ => self.remove(),
+        }
+    }
+
     /// Whether this archive was unpacked here.
     ///
     /// # Errors

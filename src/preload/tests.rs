@@ -258,8 +258,13 @@ fn no_damage_goes_unseen_and_nothing_of_it_counts() {
         fs::write(lab.path("a.preload"), &good[..len]).unwrap();
         assert!(lab.unpack(&|_| Ok(())).is_err(), "{len}");
     }
+    super::give_up(&lab.path("data")).unwrap();
+    assert_eq!(fs::read_dir(lab.path("data")).unwrap().count(), 0);
     fs::write(lab.path("a.preload"), &good).unwrap();
-    lab.unpack(&|_| Ok(())).unwrap();
+    // What is moved to its place is not given up.
+    lab.unpack(&|s| if *s == Step::Whole { Err(Error::failed("cut")) } else { Ok(()) }).unwrap_err();
+    super::give_up(&lab.path("data")).unwrap();
+    lab.unpack(&|s| if matches!(s, Step::Made(_)) { panic!("anew") } else { Ok(()) }).unwrap();
     lab.assert_whole();
 }
 

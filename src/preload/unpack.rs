@@ -97,6 +97,14 @@ pub fn unpack(
     Ok(End::Unpacked)
 }
 
+/// After an error that trying again will not mend: what was unpacked so far takes no room any more.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn give_up(data: &Path) -> Result<()> {
+    Stage::new(data).give_up()
+}
+
 /// Reads all of `archive`: that each chunk matches its digest, and each entry makes sense. Gives how many there are.
 ///
 /// # Errors

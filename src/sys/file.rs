@@ -184,6 +184,31 @@ pub fn device_numbers(rdev: u64) -> (u32, u32) {
     (rustix::fs::major(rdev), rustix::fs::minor(rdev))
 }
 
+/// Makes `len` bytes of a file or block device read as zeros: by a hole or a discard if it then surely does, else by writing.
+///
+/// # Errors
+/// `Failed` if they cannot be written.
+pub fn zero(file: &File, offset: u64, len: u64) -> Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    use std::os::unix::fs::FileExt;
+    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    if len == 0 {
+        return Ok(());
+    }
+    for mode in [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE] {
+        if fallocate(file, mode | FallocateFlags::KEEP_SIZE, offset, len).is_ok() {
+            return Ok(());
+        }
+    }
+    let mut done = 0;
+    while done < len {
+        let n = usize::try_from(len - done).unwrap_or(ZEROS.len()).min(ZEROS.len());
+        file.write_all_at(ZEROS.get(..n).unwrap_or_default(), offset + done)?;
+        done += n as u64;
+    }
+    Ok(())
+}
+
 /// Drops the page cache of a flushed file or block device, so that reads come from the medium.
 ///
 /// # Errors

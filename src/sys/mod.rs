@@ -30,6 +30,7 @@ pub mod switch_root;
 pub mod termination;
 pub mod tls_date;
 pub mod tree;
+pub mod uevent;
 pub mod unix_socket;
 #[cfg(feature = "build-host")]
 pub mod zstd_parse;

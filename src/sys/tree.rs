@@ -61,6 +61,8 @@ pub fn xattrs(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     };
     let mut names: Vec<_> =
         list.get(..n).unwrap_or_default().split(|b| *b == 0).filter(|n| !n.is_empty()).collect();
+    // Labels of the build host's policy mean nothing elsewhere.
+    names.retain(|name| *name != b"security.selinux");
     names.sort_unstable();
     let mut value = vec![0; LIMIT];
     let mut found = Vec::new();

@@ -13,7 +13,7 @@ use crate::bundle::sign::{self, Signer};
 use crate::cli::{Context, usage};
 use crate::model::device::{DeviceType, arch};
 use crate::model::manifest::Provides;
-use crate::model::{Manifest, Version};
+use crate::model::{Manifest, PayloadKind, Version};
 use crate::{Error, Result, sys};
 
 const PASSWORD_LIMIT_BYTES: u64 = 4096;
@@ -114,7 +114,8 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
         };
         let mut path = || parser.value().map(PathBuf::from).map_err(&wrong);
         match known.as_str() {
-            "image" => image = Some(path()?),
+            "image" => image = Some((PayloadKind::RootSlot, path()?)),
+            "disk" => image = Some((PayloadKind::Disk, path()?)),
             "output" => out = Some(path()?),
             "key" => signers.keys.push(path()?),
             "password-file" => signers.password_file = Some(path()?),
@@ -148,7 +149,14 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
     }
     provides.os.get_or_insert_with(|| version.to_string());
     let prefix_blocks = prefix_kib / 4;
+    let (kind, image) = needed(image, "--image or --disk")?;
+    if kind == PayloadKind::Disk && !(boot_files.is_empty() && hooks.is_empty()) {
+        return Err(Error::usage(
+            "bundle create: --disk takes no boot files and no hooks: they are in the image",
+        ));
+    }
     let recipe = Recipe {
+        kind,
         compatible,
         arch: arch_name,
         version,
@@ -160,7 +168,7 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
         boot_files,
         hooks,
     };
-    Ok(Creation { image: needed(image, "--image")?, out: output(out)?, recipe, signers })
+    Ok(Creation { image, out: output(out)?, recipe, signers })
 }
 
 /// `PATH=FILE`: what a file is called in the bundle, and where it is.
