@@ -1,6 +1,6 @@
 //! The installer through the command line: disks that are files, and, where there are any, loop devices.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
-#![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
+#![allow(clippy::disallowed_methods, clippy::disallowed_macros, clippy::cast_possible_truncation)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -191,7 +191,7 @@ pub fn device_numbers(rdev: u64) -> (u32, u32) {
 pub fn zero(file: &File, offset: u64, len: u64) -> Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};
     use std::os::unix::fs::FileExt;
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     if len == 0 {
         return Ok(());
     }
