@@ -8,7 +8,9 @@ use std::io::Read;
 #[cfg(feature = "build-host")]
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+#[cfg(feature = "build-host")]
+use std::path::Path;
+use std::path::PathBuf;
 
 use tar::{EntryType, Header};
 

@@ -27,7 +27,7 @@ pub struct Manifest {
     pub size: u64,
     /// What it puts at the top of the data partition.
     pub names: Vec<String>,
-    /// SHA-256 of each chunk of [`CHUNK_BYTES`] of `data.tar.zst`, in order; the last may be shorter.
+    /// SHA-256 of each chunk of 4 MiB of `data.tar.zst`, in order; the last may be shorter.
     pub chunks: Vec<Digest>,
     /// Parts that can be unpacked one after the other.
     pub segment: Vec<Segment>,
