@@ -24,6 +24,8 @@ mod reach;
 mod reset;
 mod resume;
 mod rollback;
+mod services;
+mod services_show;
 mod status;
 mod stranded;
 mod supervisor;
@@ -49,6 +51,7 @@ pub const COMMANDS: &[Command] = &[
     provision::COMMAND,
     config::COMMAND,
     supervisor::COMMAND,
+    services::COMMAND,
     features::COMMAND,
     contracts::COMMAND,
     bundle::COMMAND,

@@ -31,6 +31,14 @@ impl<'a> Sources<'a> {
         Self { settings, root, archives: archives.into(), loaded: Vec::new(), may_pull: true, anew: false }
     }
 
+    /// Podman says `docker.io/lab/app:1` of an image that was saved as `lab/app:1`.
+    fn was_loaded(&self, name: &str) -> bool {
+        let name = with_tag(name);
+        let is_it =
+            |loaded: &String| loaded.strip_suffix(&name).is_some_and(|at| at.is_empty() || at.ends_with('/'));
+        self.loaded.iter().any(is_it)
+    }
+
     /// The image called `name`, in the engine.
     ///
     /// # Errors
@@ -39,7 +47,7 @@ impl<'a> Sources<'a> {
         let doing = || format!("image {name}");
         loop {
             if let Some(image) = engine.image(name).doing(doing)?
-                && (!self.anew || self.loaded.contains(&with_tag(name)))
+                && (!self.anew || self.was_loaded(name))
             {
                 return Ok(image);
             }

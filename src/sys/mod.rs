@@ -16,6 +16,7 @@ pub mod file;
 pub mod http;
 pub mod kmsg;
 pub mod lock;
+pub mod lock_file;
 pub mod log;
 pub mod module;
 pub mod mount;

@@ -22,6 +22,11 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// One engine at a time: they share the machine's cgroups.
 static ONE: Mutex<()> = Mutex::new(());
 
+/// TWINHULL_LAB_ENGINE=podman: the same with Podman's Docker API instead of dockerd.
+pub fn is_podman() -> bool {
+    std::env::var("TWINHULL_LAB_ENGINE").is_ok_and(|name| name == "podman")
+}
+
 /// Polls until there is something; panics, naming `what`, when the deadline passes.
 #[track_caller]
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -41,18 +46,31 @@ pub struct Lab {
     watcher: Option<Child>,
     notified: Arc<Mutex<String>>,
     port: u16,
+    /// Name spaces of the engine's own, as `unshare` calls them.
+    spaces: &'static [&'static str],
     _one: MutexGuard<'static, ()>,
 }
 
 impl Lab {
     /// A device with an engine and nothing else, or what this machine lacks.
     pub fn start() -> Result<Self, String> {
+        Self::start_in(&["--mount"])
+    }
+
+    /// As `start`, with a network name space of its own for the engine's bridges.
+    #[allow(dead_code)] // Of use to tests/services.rs only.
+    pub fn start_networked() -> Result<Self, String> {
+        Self::start_in(&["--mount", "--net"])
+    }
+
+    fn start_in(spaces: &'static [&'static str]) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("root (for a private dockerd)".into());
         }
-        for tool in ["dockerd", "containerd", "runc", "setpriv", "unshare"] {
+        let engine: &[_] = if is_podman() { &["podman", "conmon"] } else { &["dockerd", "containerd"] };
+        for tool in engine.iter().chain(&["runc", "setpriv", "unshare"]) {
             if find(tool).is_none() {
-                return Err(format!("{tool} (Debian packages docker.io and util-linux)"));
+                return Err(format!("{tool} (Debian packages docker.io, podman and util-linux)"));
             }
         }
         program()?;
@@ -71,11 +89,15 @@ impl Lab {
             }
         });
         let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-        let mut lab = Self { dir, dockerd: None, watcher: None, notified, port, _one: one };
+        let mut lab = Self { dir, dockerd: None, watcher: None, notified, port, spaces, _one: one };
         lab.settings();
         lab.config_json("");
         lab.start_dockerd()?;
         Ok(lab)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path("root/run/docker.sock")
     }
 
     /// A path in the lab's directory: `root` is the device, `data` the engine's storage.
@@ -119,8 +141,7 @@ impl Lab {
     /// An archive that lies elsewhere, and whose image nothing names yet.
     pub fn loose_archive(&self, version: &str) -> PathBuf {
         let file = self.path(&format!("{version}.tar"));
-        supervisor_image::write_archive(&program().unwrap(), &format!("lab/supervisor:{version}"), &file)
-            .unwrap();
+        write_image(&program().unwrap(), &format!("lab/supervisor:{version}"), &file);
         file
     }
 
@@ -129,7 +150,7 @@ impl Lab {
         let (program, file) = (self.path("broken"), self.path(&format!("{version}.tar")));
         let machine = fs::read(self::program().unwrap()).unwrap()[..20].to_vec();
         fs::write(&program, machine).unwrap();
-        supervisor_image::write_archive(&program, &format!("lab/supervisor:{version}"), &file).unwrap();
+        write_image(&program, &format!("lab/supervisor:{version}"), &file);
         file
     }
 
@@ -147,7 +168,7 @@ impl Lab {
     fn write_archive(&self, version: &str, suffix: &str, pack: impl FnOnce(Vec<u8>) -> Vec<u8>) {
         let name = format!("lab/supervisor:{version}");
         let new = self.path("archive.new");
-        supervisor_image::write_archive(&program().unwrap(), &name, &new).unwrap();
+        write_image(&program().unwrap(), &name, &new);
         fs::write(&new, pack(fs::read(&new).unwrap())).unwrap();
         // Renamed into place, as the watcher may look at any time.
         let dir = self.path("root/mnt/data/supervisor");
@@ -164,37 +185,38 @@ impl Lab {
     // The engine.
 
     pub fn start_dockerd(&mut self) -> Result<(), String> {
-        let runtime = self.path("runc");
-        let at = |name: &str| self.path(name).display().to_string();
         // It ends with this thread, even if the test is killed; in a mount name space of its own, so that nothing
         // stays mounted.
         let mut command = Command::new("setpriv");
-        command.args([
-            "--pdeathsig",
-            "TERM",
-            "unshare",
-            "--mount",
-            "dockerd",
-            "--iptables=false",
-            "--bridge=none",
-        ]);
-        command.args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")]);
-        command.args(["--host", &format!("unix://{}", at("root/run/docker.sock"))]);
+        command.args(["--pdeathsig", "TERM", "unshare"]).args(self.spaces);
+        let (at, socket) = (|name: &str| self.path(name).display().to_string(), self.socket());
+        if is_podman() {
+            command.args(["podman", "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"]);
+            command.args(["--events-backend", "file", "--root", &at("data"), "--runroot", &at("exec")]);
+            command.args(["--tmpdir", &at("tmp"), "--log-level", "warn"]);
+        } else {
+            command.args(["dockerd", "--iptables=false", "--bridge=none"]);
+            command.args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")]);
+            command.args(["--host", &format!("unix://{}", socket.display())]);
+        }
         if lacks_sys_resource() {
+            let runtime = self.path("runc");
             fs::write(&runtime, RUNC_WITHOUT_SYS_RESOURCE).unwrap();
             fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
-            command.args([
-                "--add-runtime",
-                &format!("less={}", runtime.display()),
-                "--default-runtime",
-                "less",
-            ]);
+            let runtime = runtime.display().to_string();
+            if is_podman() {
+                command.args(["--runtime", &runtime]);
+            } else {
+                command.args(["--add-runtime", &format!("less={runtime}"), "--default-runtime", "less"]);
+            }
+        }
+        if is_podman() {
+            command.args(["system", "service", "--time", "0", &format!("unix://{}", socket.display())]);
         }
         let log = File::options().create(true).append(true).open(self.path("dockerd.log")).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         let mut child = command.spawn().map_err(|e| format!("a dockerd that starts: {e}"))?;
-        let socket = self.path("root/run/docker.sock");
-        let up = until("dockerd", || match child.try_wait().unwrap() {
+        let up = until("the engine", || match child.try_wait().unwrap() {
             Some(status) => Some(Err(status)),
             None => Engine::at(&socket).ok().map(Ok),
         });
@@ -227,13 +249,13 @@ impl Lab {
     }
 
     pub fn engine(&self) -> Engine {
-        Engine::at(&self.path("root/run/docker.sock")).unwrap()
+        Engine::at(&self.socket()).unwrap()
     }
 
     /// What a stranger does to the container, without our own client.
     pub fn docker(&self, args: &[&str]) {
         let [verb, name] = args else { panic!("{args:?}") };
-        let mut stream = std::os::unix::net::UnixStream::connect(self.path("root/run/docker.sock")).unwrap();
+        let mut stream = std::os::unix::net::UnixStream::connect(self.socket()).unwrap();
         let head = format!("POST /containers/{name}/{verb} HTTP/1.0\r\nContent-Length: 0\r\n\r\n");
         stream.write_all(head.as_bytes()).unwrap();
         let mut answer = String::new();
@@ -354,7 +376,7 @@ impl Drop for Lab {
         }
         if let Some(dockerd) = &self.dockerd {
             signal(dockerd, rustix::process::Signal::CONT);
-            if let Ok(engine) = Engine::at(&self.path("root/run/docker.sock")) {
+            if let Ok(engine) = Engine::at(&self.socket()) {
                 for container in engine.containers().unwrap_or_default() {
                     let _ = engine.remove(&container.id);
                 }
@@ -390,8 +412,23 @@ fn find(tool: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).chain(["/usr/sbin".into()]).map(|d| d.join(tool)).find(|p| p.is_file())
 }
 
+/// Podman runs health checks by timers of systemd, which no test has.
+fn write_image(program: &Path, name: &str, out: &Path) {
+    let write = if is_podman() {
+        supervisor_image::write_archive_without_healthcheck
+    } else {
+        supervisor_image::write_archive
+    };
+    write(program, name, out).unwrap();
+}
+
+/// How a supervisor is that is well.
+pub fn well() -> SupervisorHealth {
+    if is_podman() { SupervisorHealth::Running } else { SupervisorHealth::Healthy }
+}
+
 /// The lab's supervisor, static, built once.
-fn program() -> Result<PathBuf, String> {
+pub fn program() -> Result<PathBuf, String> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BUILT.get_or_init(build).clone()
 }
