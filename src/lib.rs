@@ -10,6 +10,7 @@
 //! cmd                  one file per subcommand
 //! update               the update procedure: install, journal, resume, health
 //! init   provision     PID 1; first boot
+//! flash preload        from an installer to a device; what it is delivered with
 //! services             Compose applications on a device without a cloud
 //! engine               the container engine and the supervisor
 //! compose contract     Compose files; what services require of the device
@@ -29,8 +30,10 @@ pub mod contract;
 pub mod engine;
 mod error;
 pub mod feature;
+pub mod flash;
 pub mod init;
 pub mod model;
+pub mod preload;
 pub mod provision;
 mod root;
 pub mod services;

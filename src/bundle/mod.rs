@@ -16,6 +16,7 @@ pub mod delta_pack;
 mod fetch;
 mod file_sums;
 mod frames;
+mod head;
 mod in_order;
 mod index;
 #[cfg(feature = "build-host")]
@@ -39,6 +40,7 @@ pub use address::Token;
 pub use delta::{Buffers, Delta, Old};
 pub use fetch::{Limits, Meter, too_much};
 pub use frames::{BATCH_BLOCKS, Decoder, Stretch};
+pub use head::Head;
 pub use index::{BLOCK_LEN, Hash, Index, Run, hash};
 pub use keys::{KeyId, Keys, Signature};
 pub use parts::Frames;

@@ -11,11 +11,13 @@ mod features;
 mod feed;
 mod fetching;
 mod file_sets;
+mod flash;
 mod health;
 mod hooks;
 mod host;
 pub mod init;
 mod install;
+mod preload;
 mod progress;
 mod provision;
 mod reach;
@@ -44,6 +46,8 @@ pub const COMMANDS: &[Command] = &[
     rollback::COMMAND,
     reset::COMMAND,
     init::COMMAND,
+    flash::COMMAND,
+    preload::COMMAND,
     provision::COMMAND,
     config::COMMAND,
     supervisor::COMMAND,

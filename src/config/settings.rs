@@ -31,6 +31,10 @@ pub struct Settings {
     pub supervisor: Supervisor,
     /// Registration with the cloud API.
     pub provision: Provision,
+    /// What the data partition is filled with on the first boot.
+    pub preload: Preload,
+    /// The installer.
+    pub flash: Flash,
     /// What PID 1 mounts and binds.
     pub init: Init,
 }
@@ -197,6 +201,39 @@ pub struct Provision {
     pub new_identity_after: u32,
 }
 
+/// `[preload]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Preload {
+    /// Directory of archives (`*.preload`) that are unpacked into the data partition, each once. Those on the data
+    /// partition itself are removed then.
+    pub archives: PathBuf,
+}
+
+/// `[flash]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Flash {
+    /// The bundle of a whole disk that an installer writes.
+    pub image: PathBuf,
+    /// Kernel names of the disks that it may be written to, in order; `*` and `?` as in the shell.
+    pub devices: Vec<String>,
+    /// What follows when it is written.
+    pub end: FlashEnd,
+}
+
+/// How an installer ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlashEnd {
+    /// With power off, so that its medium can be taken out.
+    Poweroff,
+    /// With a reboot, where the firmware starts the internal disk first.
+    Reboot,
+    /// Not at all.
+    Stay,
+}
+
 /// `[init]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -280,6 +317,22 @@ impl Default for Provision {
             retry_max_s: 300,
             timeout_s: 59,
             new_identity_after: 10,
+        }
+    }
+}
+
+impl Default for Preload {
+    fn default() -> Self {
+        Self { archives: "/mnt/data/preload".into() }
+    }
+}
+
+impl Default for Flash {
+    fn default() -> Self {
+        Self {
+            image: "/opt/disk.bundle".into(),
+            devices: ["nvme?n?", "sd?", "mmcblk?", "vd?"].map(Into::into).into(),
+            end: FlashEnd::Poweroff,
         }
     }
 }

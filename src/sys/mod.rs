@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
 
 pub mod ahead;
+pub mod beneath;
 pub mod clock;
 pub mod command;
 mod console;
@@ -32,6 +33,7 @@ pub mod switch_root;
 pub mod termination;
 pub mod tls_date;
 pub mod tree;
+pub mod uevent;
 pub mod unix_socket;
 #[cfg(feature = "build-host")]
 pub mod zstd_parse;

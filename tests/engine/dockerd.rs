@@ -100,6 +100,7 @@ impl Lab {
         self.path("root/run/docker.sock")
     }
 
+    /// A path in the lab's directory: `root` is the device, `data` the engine's storage.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
