@@ -67,7 +67,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::Demo(board) if board.name == NUC => Lab::open(board).and_then(|lab| demo::play(&lab)),
-        Command::Demo(board) => Lab::open(board).and_then(|lab| switch::play(&lab)).map(drop),
+        Command::Demo(board) => Lab::open(board).and_then(|lab| switch::play(&lab).1),
         Command::DemoAll => table::play_all(),
         Command::Shell(board) => Lab::open(board).and_then(|lab| shell::open(&lab)),
         Command::PowerCut { cuts } => nuc().and_then(Lab::open).and_then(|lab| power_cut::sweep(&lab, cuts)),

@@ -1,9 +1,10 @@
 //! All boards at once: the list of them, and one row for what was seen on each.
 
+use crate::Outcome;
 use crate::boards::{ALL, Board};
+use crate::bootloader::TRIES;
 use crate::images::Lab;
 use crate::switch::{self, Seen};
-use crate::{Outcome, bootloader};
 
 /// The boards, for people.
 pub fn list() -> String {
@@ -29,12 +30,15 @@ pub fn play_all() -> Outcome {
     ];
     let mut failed = Vec::new();
     for board in ALL {
-        let seen = Lab::open(board).and_then(|lab| switch::play(&lab));
-        if let Err(e) = &seen {
+        let (seen, outcome) = match Lab::open(board) {
+            Ok(lab) => switch::play(&lab),
+            Err(e) => (Seen::default(), Err(e)),
+        };
+        if let Err(e) = outcome {
             eprintln!("qemu/run: {}: {e}", board.name);
             failed.push(board.name);
         }
-        rows.push(row(board, seen.ok()));
+        rows.push(row(board, seen));
     }
     println!("\n{}", aligned(&rows));
     match failed.as_slice() {
@@ -43,19 +47,16 @@ pub fn play_all() -> Outcome {
     }
 }
 
-fn row(board: &Board, seen: Option<Seen>) -> Vec<String> {
-    let name = [board.name, board.bootloader.words()].map(str::to_owned);
-    let yes = |seen: bool| if seen { "yes" } else { "NO" }.to_owned();
-    let rest = match seen {
-        Some(seen) => [
-            format!("{} of {}", seen.tries, bootloader::TRIES),
-            yes(seen.rollback),
-            seen.hang.map_or_else(|| "no watchdog".to_owned(), yes),
-            seen.seconds.to_string(),
-        ],
-        None => ["FAILED", "", "", ""].map(str::to_owned),
-    };
-    name.into_iter().chain(rest).collect()
+fn row(board: &Board, seen: Seen) -> Vec<String> {
+    let yes = |seen: bool| if seen { "yes" } else { "NO" };
+    vec![
+        board.name.to_owned(),
+        board.bootloader.words().to_owned(),
+        format!("{} of {TRIES}", seen.tries),
+        yes(seen.rollback).to_owned(),
+        if board.has_watchdog { yes(seen.hang) } else { "no watchdog" }.to_owned(),
+        seen.seconds.to_string(),
+    ]
 }
 
 /// Columns as wide as their widest cell.
@@ -82,8 +83,9 @@ mod tests {
 
     #[test]
     fn what_was_not_seen_is_told() {
-        let seen = Seen { tries: 3, rollback: true, hang: None, seconds: 9 };
-        assert_eq!(row(&ALL[0], Some(seen))[2..], ["3 of 3", "yes", "no watchdog", "9"]);
-        assert_eq!(row(&ALL[0], None)[2], "FAILED");
+        let board = |name| crate::boards::find(name).unwrap();
+        let seen = Seen { tries: 3, rollback: true, hang: false, seconds: 9 };
+        assert_eq!(row(board("nuc"), seen)[2..], ["3 of 3", "yes", "NO", "9"]);
+        assert_eq!(row(board("fincm3"), seen)[4], "no watchdog");
     }
 }
