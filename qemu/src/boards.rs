@@ -295,7 +295,8 @@ impl System {
     /// What its console shows when it hangs.
     pub const fn sign_of_hang(self) -> &'static str {
         match self {
-            Self::Debian => "Freezing execution",
+            // systemd that freezes lets go of everything; the kernel says this of the watchdog.
+            Self::Debian => "watchdog did not stop!",
             Self::Small { .. } => "lab: all stands still",
         }
     }
