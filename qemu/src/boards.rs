@@ -112,7 +112,7 @@ const SMALL_GPT_EFI: Layout = Layout {
     ],
 };
 
-/// An SD card.
+/// An SD card, with room for bundles on the data partition.
 const SMALL_MBR: Layout = Layout {
     table: Table::Mbr,
     disk_mib: 512,
@@ -120,9 +120,9 @@ const SMALL_MBR: Layout = Layout {
         (Role::Boot, 40),
         (Role::Root(0), 80),
         (Role::Root(1), 80),
-        (Role::Extended, 50),
+        (Role::Extended, 82),
         (Role::State, 16),
-        (Role::Data, 32),
+        (Role::Data, 64),
     ],
 };
 
@@ -134,11 +134,11 @@ const SMALL_MBR_TRYBOOT: Layout = Layout {
         (Role::Boot, 40),
         (Role::SlotBoot(0), 60),
         (Role::SlotBoot(1), 60),
-        (Role::Extended, 212),
+        (Role::Extended, 244),
         (Role::Root(0), 80),
         (Role::Root(1), 80),
         (Role::State, 16),
-        (Role::Data, 32),
+        (Role::Data, 64),
     ],
 };
 
@@ -149,9 +149,9 @@ const VIRT_MODULES: &str = "virtio_mmio,virtio_pci,virtio_blk,ext4,vfat,nls_cp43
 const VIRT_EFI_MODULES: &str = "virtio_mmio,virtio_pci,virtio_blk,ext4,vfat,nls_cp437,nls_ascii,nls_utf8,e1000e,\
                                 virtio_console,virtio-rng,i6300esb heartbeat=60,efivarfs,efi-pstore";
 
-/// SD card, USB and its network; the watchdog is what restarts the machine.
-const RASPBERRY_MODULES: &str = "bcm2835_wdt,bcm2835,sdhci-iproc,ext4,vfat,nls_cp437,nls_ascii,nls_utf8,bcm2835-rng,\
-                                 phy-generic,dwc2,cdc_ether";
+/// The watchdog is what restarts the machine.
+const RASPBERRY_MODULES: &str =
+    "bcm2835_wdt,bcm2835,sdhci-iproc,ext4,vfat,nls_cp437,nls_ascii,nls_utf8,bcm2835-rng";
 
 const RASPBERRY_COMMAND_LINE: &str = "console=ttyS1,115200";
 
@@ -248,6 +248,11 @@ impl Board {
             Machine::Nuc => "amd64",
             Machine::VirtUboot | Machine::VirtUefi | Machine::Raspberry { .. } => "aarch64",
         }
+    }
+
+    /// Whether it has a network in QEMU. Linux and QEMU's USB of the Raspberry Pi do not understand each other.
+    pub const fn has_network(&self) -> bool {
+        !matches!(self.machine, Machine::Raspberry { .. })
     }
 
     /// What must be there to build and run it, in words that `qemu/run` knows.

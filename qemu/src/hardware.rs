@@ -1,6 +1,6 @@
 //! What QEMU is told for each machine: processor, firmware, disk, network, and where the lab's own channels go.
 //!
-//! `machine` adds what all have: the character devices `serial` (the console) and `agent`, and the network `n0`.
+//! `machine` adds what all have: the character devices `serial` (the console) and `agent`.
 
 use std::fs::File;
 use std::path::Path;
@@ -27,7 +27,7 @@ fn nuc(disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
          -drive if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd \
          -drive if=pflash,format=raw,unit=1,file={variables} \
          -drive if=none,id=d0,format={},file={} -device nvme,drive=d0,serial=s0,bootindex=1 \
-         -device virtio-net-pci,netdev=n0,romfile= -device virtio-rng-pci \
+         -netdev user,id=n0 -device virtio-net-pci,netdev=n0,romfile= -device virtio-rng-pci \
          -device virtio-serial-pci -device virtconsole,chardev=agent -device i6300esb -serial chardev:serial",
         disk.format,
         disk.file.display(),
@@ -49,7 +49,7 @@ fn virt_uboot(disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
     let program = flash("flash0.img", Some("/usr/lib/u-boot/qemu_arm64/u-boot.bin"))?;
     let environment = flash("flash1.img", None)?;
     Ok(words(&format!(
-        "{VIRT} -device virtio-net-device,netdev=n0 \
+        "{VIRT} -netdev user,id=n0 -device virtio-net-device,netdev=n0 \
          -drive if=pflash,format=raw,unit=0,readonly=on,file={program} \
          -drive if=pflash,format=raw,unit=1,file={environment} \
          -drive if=none,id=d0,format={},file={} -device virtio-blk-device,drive=d0",
@@ -63,7 +63,7 @@ fn virt_uboot(disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
 fn virt_uefi(disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
     let variables = firmware_variables("/usr/share/AAVMF/AAVMF_VARS.fd", work)?;
     Ok(words(&format!(
-        "{VIRT} -device e1000e,netdev=n0,romfile= \
+        "{VIRT} -netdev user,id=n0 -device e1000e,netdev=n0,romfile= \
          -drive if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/AAVMF/AAVMF_CODE.fd \
          -drive if=pflash,format=raw,unit=1,file={variables} \
          -drive if=none,id=d0,format={},file={} -device virtio-blk-device,drive=d0",
@@ -73,7 +73,7 @@ fn virt_uefi(disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
 }
 
 /// A Raspberry Pi 3, with U-Boot where the firmware would have loaded it, or with nothing: a boot ROM then says what to load.
-/// Its first serial port is the agent's, its network is on USB.
+/// Its first serial port is the agent's.
 fn raspberry(disk: &Disk, board: &Board, device_tree: &str) -> Vec<String> {
     let loaded = match board.bootloader {
         // Each restart goes through the boot ROM.
@@ -82,7 +82,7 @@ fn raspberry(disk: &Disk, board: &Board, device_tree: &str) -> Vec<String> {
     };
     words(&format!(
         "qemu-system-aarch64 -machine raspi3b -accel tcg,thread=multi,tb-size=512 -m 1024 {loaded} \
-         -drive if=sd,format={},file={} -device usb-net,netdev=n0 -serial chardev:agent -serial chardev:serial",
+         -drive if=sd,format={},file={} -serial chardev:agent -serial chardev:serial",
         disk.format,
         disk.file.display(),
     ))

@@ -78,8 +78,17 @@ impl Lab {
         self.work.join(name)
     }
 
+    /// Where bundles are: served by the cloud's stand-in, or on the data partition of a board without a network.
     fn bundles(&self) -> PathBuf {
-        self.file("bundles")
+        self.file(if self.board.has_network() { "bundles" } else { "data/bundles" })
+    }
+
+    /// What `twinhull install` is given on the device.
+    pub fn bundle_address(&self, cloud: &Cloud, version: &str) -> String {
+        match self.board.has_network() {
+            true => bundle_url(cloud, version),
+            false => format!("/mnt/data/bundles/{version}.bundle"),
+        }
     }
 
     /// The cloud API's stand-in, with the lab's fleet and its bundles.

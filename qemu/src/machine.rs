@@ -51,7 +51,7 @@ impl Machine {
             |id: &str, path: &Path| format!("socket,id={id},path={},server=on,wait=off", path.display());
         let mut arguments = hardware::arguments(board, disk, work)?;
         arguments.extend(words(&format!(
-            "-nodefaults -display none -netdev user,id=n0 -action watchdog=reset -chardev {} \
+            "-nodefaults -display none -action watchdog=reset -chardev {} \
              -chardev {},logfile={},logappend=on",
             socket("agent", &agent),
             socket("serial", &serial),

@@ -10,13 +10,15 @@ use crate::Outcome;
 use crate::bootloader::{TRIES, gives_up, other, pid1_starts, trial_boot};
 use crate::cloud::Cloud;
 use crate::device::Device;
-use crate::images::{FIRST_VERSION, Fault, Lab, bundle_url};
+use crate::images::{FIRST_VERSION, Fault, Lab};
 use crate::machine::Disk;
 use crate::timeline::Timeline;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// What the first update is, and what all others return to.
 const GOOD: &str = "2.0.0";
+const PANICS: &str = "3.0.0";
+const HANGS: &str = "4.0.0";
 
 /// What was seen on a board.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,6 +49,14 @@ fn play_until_the_end(lab: &Lab, seen: &mut Seen) -> Outcome {
     lab.base()?;
     let cloud = lab.cloud()?;
     let os = lab.os(FIRST_VERSION, Fault::None)?;
+    if !lab.board.has_network() {
+        // The disk comes with all that will be installed.
+        for (version, fault) in [(GOOD, Fault::None), (PANICS, Fault::BrokenInit), (HANGS, Fault::Hang)] {
+            if fault != Fault::Hang || lab.board.has_watchdog {
+                make_bundle(lab, &timeline, version, fault)?;
+            }
+        }
+    }
     let disk = lab.disk(&os, &cloud)?;
     timeline.note("lab", "disk made: OS 1.0.0 in slot A, slot B empty");
 
@@ -57,6 +67,13 @@ fn play_until_the_end(lab: &Lab, seen: &mut Seen) -> Outcome {
         eprintln!("\nThe console's last lines:\n{}\n", device.last_lines(30));
     }
     outcome
+}
+
+fn make_bundle(lab: &Lab, timeline: &Timeline, version: &str, fault: Fault) -> Outcome {
+    let os = lab.os(version, fault)?;
+    let bytes = lab.bundle(&os, version)?;
+    timeline.note("lab", &format!("bundle {version} made and signed: {bytes} bytes"));
+    Ok(())
 }
 
 struct Scenario<'a> {
@@ -87,13 +104,13 @@ impl Scenario<'_> {
         self.show_status()?;
 
         self.timeline.chapter("An update that panics in each of its boots");
-        self.fails("3.0.0", Fault::BrokenInit, "Kernel panic - not syncing:")?;
+        self.fails(PANICS, Fault::BrokenInit, "Kernel panic - not syncing:")?;
         self.seen.rollback = true;
         if !self.lab.board.has_watchdog {
             return Ok(());
         }
         self.timeline.chapter("An update that hangs in each of its boots");
-        self.fails("4.0.0", Fault::Hang, self.lab.board.system.sign_of_hang())?;
+        self.fails(HANGS, Fault::Hang, self.lab.board.system.sign_of_hang())?;
         self.seen.hang = true;
         Ok(())
     }
@@ -130,10 +147,10 @@ impl Scenario<'_> {
 
     /// Installs an update and reboots into it.
     fn install(&mut self, version: &str, fault: Fault, slot: char) -> Outcome {
-        let os = self.lab.os(version, fault)?;
-        let bytes = self.lab.bundle(&os, version)?;
-        self.timeline.note("lab", &format!("bundle {version} made and signed: {bytes} bytes"));
-        let command = format!("twinhull install {}", bundle_url(self.cloud, version));
+        if self.lab.board.has_network() {
+            make_bundle(self.lab, self.timeline, version, fault)?;
+        }
+        let command = format!("twinhull install {}", self.lab.bundle_address(self.cloud, version));
         let said = self.device.ask(&command, 30 * MINUTE)?;
         let summary = said.lines().find(|l| l.starts_with("fetched") && l.contains("bytes"));
         let summary = summary.ok_or_else(|| format!("install does not say how many bytes: {said}"))?;
