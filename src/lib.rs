@@ -10,6 +10,8 @@
 //! cmd                  one file per subcommand
 //! update               the update procedure: install, journal, resume, health
 //! init   provision     PID 1; first boot
+//! flash preload        from an installer to a device; what it is delivered with
+//! services             Compose applications on a device without a cloud
 //! engine               the container engine and the supervisor
 //! compose contract     Compose files; what services require of the device
 //! feature bundle boot  labels; the update file; who boots next
@@ -28,10 +30,13 @@ pub mod contract;
 pub mod engine;
 mod error;
 pub mod feature;
+pub mod flash;
 pub mod init;
 pub mod model;
+pub mod preload;
 pub mod provision;
 mod root;
+pub mod services;
 #[cfg(test)]
 mod sim;
 pub mod sys;

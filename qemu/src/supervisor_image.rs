@@ -27,13 +27,30 @@ const CREATED: &str = "1970-01-01T00:00:00Z";
 /// # Errors
 /// If `program` cannot be read or is no ELF file, or `out` cannot be written.
 pub fn write_archive(program: &Path, image_name: &str, out: &Path) -> io::Result<()> {
+    write(program, image_name, out, true)
+}
+
+/// As [`write_archive`], without a HEALTHCHECK: Podman runs one only where systemd runs.
+///
+/// # Errors
+/// As [`write_archive`].
+#[allow(dead_code)] // Of use to tests only.
+pub fn write_archive_without_healthcheck(program: &Path, image_name: &str, out: &Path) -> io::Result<()> {
+    write(program, image_name, out, false)
+}
+
+fn write(program: &Path, image_name: &str, out: &Path, healthcheck: bool) -> io::Result<()> {
     let name = with_tag(image_name);
     let bytes = std::fs::read(program)?;
     let arch = architecture(&bytes)
         .ok_or_else(|| io::Error::other(format!("{}: no ELF file of a known machine", program.display())))?;
     let layer = layer(&bytes)?;
     let layer_id = hex(&layer);
-    let config = config(arch, &name, &layer_id).to_string().into_bytes();
+    let mut config = config(arch, &name, &layer_id);
+    if let (false, Some(container)) = (healthcheck, config["config"].as_object_mut()) {
+        container.remove("Healthcheck");
+    }
+    let config = config.to_string().into_bytes();
     let config_file = format!("{}.json", hex(&config));
     let layer_file = format!("{layer_id}/layer.tar");
     let manifest = json!([{ "Config": config_file, "RepoTags": [name], "Layers": [layer_file] }])

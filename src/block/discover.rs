@@ -257,7 +257,7 @@ fn disk_names(root: &Root) -> Result<Vec<String>> {
 }
 
 /// A name as its letters and numbers, so that `sd9` sorts before `sd10`.
-fn natural(name: &str) -> Vec<(String, u64)> {
+pub fn natural(name: &str) -> Vec<(String, u64)> {
     let mut parts = vec![(String::new(), 0_u64)];
     let mut in_number = false;
     for c in name.chars() {

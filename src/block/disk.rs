@@ -91,6 +91,15 @@ impl FileDisk {
         Ok(Self { file, path: path.to_owned(), len_bytes })
     }
 
+    /// Makes `len_bytes` from `offset` read as zeros: discarded where the medium then gives zeros, else written. Not durable
+    /// before [`Disk::flush`].
+    ///
+    /// # Errors
+    /// `Failed` if it cannot be written.
+    pub fn zero_at(&mut self, offset: u64, len_bytes: u64) -> Result<()> {
+        sys::file::zero(&self.file, offset, len_bytes).doing(|| self.doing("zero", offset))
+    }
+
     fn doing(&self, verb: &str, offset: u64) -> String {
         format!("{verb} {} at byte {offset}", self.path.display())
     }

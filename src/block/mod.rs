@@ -15,7 +15,7 @@ mod superblock;
 mod table;
 mod tree;
 
-pub use discover::{BootedDisk, Partition, ROOT_DEVICE_NOTE, label, not_found};
+pub use discover::{BootedDisk, Partition, ROOT_DEVICE_NOTE, label, natural, not_found};
 pub use disk::{Disk, FileDisk};
 pub use file_set::{FileSet, Sums, missing, slot_dir, sums};
 pub use gpt::Gpt;

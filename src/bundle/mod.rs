@@ -15,6 +15,7 @@ pub mod delta_pack;
 mod fetch;
 mod file_sums;
 mod frames;
+mod head;
 mod index;
 mod keys;
 #[cfg(feature = "build-host")]
@@ -34,6 +35,7 @@ pub use address::Token;
 pub use delta::{Buffers, Delta, Old};
 pub use fetch::{Limits, Meter, too_much};
 pub use frames::{BATCH_BLOCKS, Checked, Decoder};
+pub use head::Head;
 pub use index::{BLOCK_LEN, Hash, Index, Run, hash};
 pub use keys::{KeyId, Keys, Signature};
 pub use parts::Frames;

@@ -28,6 +28,8 @@ const SEGMENT_LEN: usize = 32 * 1024 * 1024;
 /// What the maker says of an image.
 #[derive(Debug, Clone)]
 pub struct Recipe {
+    /// What the image is of: a root slot or a whole disk.
+    pub kind: PayloadKind,
     /// The device types that it is for.
     pub compatible: Vec<DeviceType>,
     /// balena's name of the architecture.
@@ -86,7 +88,7 @@ pub fn create(
         return Err(Error::failed(text).within(doing()));
     }
     let dir = sys::durable::parent(out)?;
-    let mut parts = vec![Part::pack(&file, len, PayloadKind::RootSlot, dir, recipe, progress).doing(doing)?];
+    let mut parts = vec![Part::pack(&file, len, recipe.kind, dir, recipe, progress).doing(doing)?];
     for (kind, files) in [(PayloadKind::BootFiles, &recipe.boot_files), (PayloadKind::Hooks, &recipe.hooks)] {
         if files.is_empty() {
             continue;
@@ -153,7 +155,10 @@ impl Part {
 }
 
 /// Writes what stands before the payload: the manifest and its signatures, in the order of their keys.
-pub(super) fn head(to: &mut File, text: &[u8], signatures: &[Signature]) -> Result<()> {
+///
+/// # Errors
+/// As writing.
+pub fn head(to: &mut File, text: &[u8], signatures: &[Signature]) -> Result<()> {
     member(to, "manifest.toml", &mut &text[..], text.len() as u64)?;
     let mut sorted: Vec<&Signature> = signatures.iter().collect();
     sorted.sort_by_key(|s| s.id());
@@ -164,7 +169,11 @@ pub(super) fn head(to: &mut File, text: &[u8], signatures: &[Signature]) -> Resu
     Ok(())
 }
 
-fn member(to: &mut File, name: &str, content: &mut dyn io::Read, size: u64) -> Result<()> {
+/// Writes a member of `size` bytes.
+///
+/// # Errors
+/// As reading and writing; `Inconsistent` if the content has another length.
+pub fn member(to: &mut File, name: &str, content: &mut dyn io::Read, size: u64) -> Result<()> {
     to.write_all(&archive::header(name, size)?)?;
     let copied = io::copy(content, to)?;
     if copied != size {

@@ -7,8 +7,9 @@ use sha2::{Digest as _, Sha256};
 use super::archive::{self, Member};
 use super::file_sums::FileSums;
 use super::frames::{Checked, Decoder};
+use super::head::Head;
 use super::index::Index;
-use super::keys::{KeyId, Keys, SIGNATURE_LIMIT_BYTES, SIGNATURES_MAX, Signature};
+use super::keys::{KeyId, Keys, Signature};
 use crate::model::manifest::{self, Manifest};
 use crate::model::payload::BLOCK_BYTES;
 use crate::model::{Digest, Payload};
@@ -61,28 +62,13 @@ impl<R: Read> Bundle<R> {
 
     fn start(stream: R, check: impl FnOnce(&[u8], &[Signature]) -> Result<Vec<KeyId>>) -> Result<Self> {
         let mut members = archive::Reader::new(stream);
-        match members.advance()? {
-            Some(m) if m.name == "manifest.toml" => {}
-            _ => {
-                return Err(Error::failed(
-                    "not a bundle: it does not begin with manifest.toml; give what `twinhull bundle create` made",
-                ));
-            }
-        }
-        let text = members.content(manifest::LIMIT_BYTES)?;
-        let mut signatures = Vec::new();
-        let mut payload_start = members.end_of_member();
-        let mut next = members.advance()?;
-        while let Some(name) = next.as_ref().map(|m| m.name.clone()) {
-            let Some(id) = signature_member(&name) else { break };
-            let signature = read_signature(&mut members, id, signatures.last()).doing(|| name)?;
-            signatures.push(signature);
-            if signatures.len() > SIGNATURES_MAX {
-                return Err(Error::failed(format!("more than {SIGNATURES_MAX} signatures")));
-            }
-            payload_start = members.end_of_member();
-            next = members.advance()?;
-        }
+        let none = || {
+            Error::failed(
+                "not a bundle: it does not begin with manifest.toml; give what `twinhull bundle create` made",
+            )
+        };
+        let Head { text, signatures, payload_start, next } =
+            Head::read(&mut members, manifest::LIMIT_BYTES)?.ok_or_else(none)?;
         let signed_by = check(&text, &signatures)?;
         let manifest = std::str::from_utf8(&text)
             .map_err(|_| Error::failed("manifest.toml: not UTF-8"))
@@ -300,32 +286,6 @@ pub fn describe(stream: impl Read) -> Result<Description> {
     let bundle = Bundle::open_unchecked(stream)?;
     let manifest_digest = bundle.manifest_digest();
     Ok(Description { manifest: bundle.manifest, manifest_digest, signatures: bundle.signatures })
-}
-
-/// The key number in the name of a signature member.
-fn signature_member(name: &str) -> Option<&str> {
-    name.strip_prefix("manifest.toml.")?.strip_suffix(".minisig")
-}
-
-/// Reads one signature. They stand in ascending order of their keys, so none can be there twice.
-fn read_signature<R: Read>(
-    members: &mut archive::Reader<R>,
-    id: &str,
-    before: Option<&Signature>,
-) -> Result<Signature> {
-    let bytes = members.content(SIGNATURE_LIMIT_BYTES)?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| Error::failed("not UTF-8"))?;
-    let signature = Signature::parse(text)?;
-    if signature.id() != id.parse()? {
-        return Err(Error::failed(format!(
-            "a signature of key {}, not of the key in its name",
-            signature.id()
-        )));
-    }
-    if before.is_some_and(|b| b.id() >= signature.id()) {
-        return Err(Error::failed("signatures out of order"));
-    }
-    Ok(signature)
 }
 
 /// The image as it is handed out: where we are in it, and its exact length.

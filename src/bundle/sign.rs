@@ -69,9 +69,16 @@ impl Signer {
     /// # Errors
     /// `Failed` if the secret key turns out to be damaged, or the kernel has no random bytes.
     pub fn sign(&self, manifest: &Manifest, text: &[u8]) -> Result<Signature> {
-        // Signed as well and shown by minisign -V. No time: nothing of ours depends on a clock.
-        let comment = format!("file:manifest.toml\tversion:{}\thashed", manifest.version);
-        let signed = minisign::sign(None, &self.secret, text, Some(&comment), None)
+        self.sign_text(text, &format!("file:manifest.toml\tversion:{}\thashed", manifest.version))
+    }
+
+    /// Signs a text. The comment is signed as well, and shown by `minisign -V`; no time is in it: nothing of ours depends on
+    /// a clock.
+    ///
+    /// # Errors
+    /// As [`Signer::sign`].
+    pub fn sign_text(&self, text: &[u8], comment: &str) -> Result<Signature> {
+        let signed = minisign::sign(None, &self.secret, text, Some(comment), None)
             .map_err(|e| Error::failed(e.to_string()).within("sign"))?;
         let signature = Signature::import(&signed.into_string())?;
         signature.check_fits(&self.public, text).doing(|| "sign: the secret key is damaged")?;

@@ -9,8 +9,11 @@ use lexopt::prelude::*;
 
 use crate::bundle::{self, Bundle, Keys, Signature, source};
 use crate::cli::{Command, Context, usage};
-use crate::model::Manifest;
+use crate::model::{Manifest, PayloadKind};
 use crate::{Doing, Error, Result, sys};
+
+#[cfg(feature = "build-host")]
+pub(super) use make::Signers;
 
 pub(super) const COMMAND: Command = Command {
     name: "bundle",
@@ -22,7 +25,7 @@ pub(super) const COMMAND: Command = Command {
 const HELP: &str = "\
 twinhull bundle: make, sign, show and check update files
 
-Usage: twinhull bundle create --image FILE --version V --compatible TYPE[,TYPE] -o OUT [OPTIONS]
+Usage: twinhull bundle create --image FILE|--disk FILE --version V --compatible TYPE[,TYPE] -o OUT [OPTIONS]
        twinhull bundle sign BUNDLE --key SECRETKEY [--key SECRETKEY]... [--password-file FILE]
        twinhull bundle sign BUNDLE --signature FILE.minisig --public FILE.pub
        twinhull bundle delta --from OLD --to NEW.bundle -o OUT [--level N]
@@ -30,8 +33,9 @@ Usage: twinhull bundle create --image FILE --version V --compatible TYPE[,TYPE] 
        twinhull bundle inspect FILE|URL|- [--keys DIR] [--json]
        twinhull bundle verify FILE|URL|- --keys DIR [--signatures N] [--json]
 
-create: makes a bundle of a root image. The same input gives the same bytes (but for signatures).
+create: makes a bundle of a root image, or of a whole disk. The same input gives the same bytes (but for signatures).
   --image FILE         the image of a root partition: ext4, squashfs, erofs; 1 KiB to 1 TiB, may be sparse
+  --disk FILE          instead: the image of a whole disk, which an installer writes (`twinhull flash`)
   --version V          version of the OS in it, as 2.1.0 or 2.1.0+rev1
   --compatible TYPES   device types that it is for, as in device-type.json: intel-nuc,genericx86-64-ext
   --arch A             amd64, i386, aarch64, armv7hf or rpi (default: that of this twinhull)
@@ -269,7 +273,8 @@ fn describe(name: &str, m: &Manifest, len_bytes: Option<u64>) -> String {
     if !provides.is_empty() {
         lines.push(format!("provides:    {}", provides.join(", ")));
     }
-    lines.push(format!("image:       {} bytes, sha256 {}", m.root.size, m.root.sha256));
+    let what = if m.root.kind == PayloadKind::Disk { "disk:        " } else { "image:       " };
+    lines.push(format!("{what}{} bytes, sha256 {}", m.root.size, m.root.sha256));
     lines
         .push(format!("carried:     {} bytes of frames, {} of index", m.root.frames_size, m.root.index_size));
     lines.extend(m.files.iter().map(super::file_sets::describe));

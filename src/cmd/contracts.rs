@@ -99,7 +99,10 @@ fn check(context: &Context, file: &Path, facts: Option<&Path>) -> Result<u8> {
 }
 
 /// The services of a Compose file with their requirements.
-fn services(file: &Path) -> Result<Vec<Service>> {
+///
+/// # Errors
+/// `Failed`, naming the file and the service.
+pub(super) fn services(file: &Path) -> Result<Vec<Service>> {
     let read = |service: &compose::Service| -> Result<Service> {
         let mut requires = Requirement::of_labels(&service.labels)?;
         if let Some(contract) = service.contract()? {

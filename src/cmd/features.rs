@@ -139,7 +139,7 @@ fn host<'a>(context: &'a Context, settings: &'a Settings, cloud_api: bool) -> Ho
     }
 }
 
-fn config_json(context: &Context, settings: &Settings) -> Option<ConfigJson> {
+pub(super) fn config_json(context: &Context, settings: &Settings) -> Option<ConfigJson> {
     // What cannot be read is told by `status`; here it only means that nothing is known.
     ConfigJson::peek(&context.root, &settings.provision.config_json).ok().flatten()
 }
@@ -217,6 +217,16 @@ fn facts(context: &Context, settings: &Settings) -> Facts {
         supervisor_api,
         cloud_api,
         board_rev: host.os_release().board_rev().map(str::to_owned),
+    }
+}
+
+/// What of this device goes into the grants of services that no supervisor looks after: its own keys, and no supervisor's.
+pub(super) fn facts_of_services(context: &Context, settings: &Settings) -> Facts {
+    Facts {
+        engine_socket: context.root.path(ENGINE_SOCKET).display().to_string(),
+        supervisor_api: None,
+        cloud_api: cloud_api(context, settings),
+        ..facts(context, settings)
     }
 }
 

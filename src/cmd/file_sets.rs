@@ -104,7 +104,7 @@ impl FileSets {
 fn place(root: &Root, host: &Host, kind: PayloadKind, read_only: bool) -> Result<Option<Place>> {
     let target = host.machine.target();
     Ok(match (kind, host.chooser) {
-        (PayloadKind::RootSlot, _) => None,
+        (PayloadKind::RootSlot | PayloadKind::Disk, _) => None,
         (PayloadKind::Hooks, _) => Some(Place {
             target: (RealTree(root.path("/mnt/state")), HOOKS),
             // There is nothing to copy from.
@@ -220,7 +220,7 @@ pub fn hooks(manifest: &Manifest) -> Vec<Hook> {
 pub fn count(manifest: &Manifest) -> String {
     let one = |p: &Payload| {
         let what = match p.kind {
-            PayloadKind::RootSlot => "image",
+            PayloadKind::RootSlot | PayloadKind::Disk => "image",
             PayloadKind::BootFiles => "boot file",
             PayloadKind::Hooks => "hook",
         };
@@ -234,7 +234,9 @@ pub fn count(manifest: &Manifest) -> String {
 pub fn describe(payload: &Payload) -> String {
     let bytes: u64 = payload.files.iter().map(|f| f.size).sum();
     match payload.kind {
-        PayloadKind::RootSlot => format!("image:       {} bytes, sha256 {}", payload.size, payload.sha256),
+        PayloadKind::RootSlot | PayloadKind::Disk => {
+            format!("image:       {} bytes, sha256 {}", payload.size, payload.sha256)
+        }
         PayloadKind::BootFiles => {
             format!("boot files:  {} with {bytes} bytes: {}", payload.files.len(), names(payload))
         }

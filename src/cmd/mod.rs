@@ -9,21 +9,27 @@ mod contracts;
 mod evidence;
 mod features;
 mod feed;
+mod fetching;
 mod file_sets;
+mod flash;
 mod health;
 mod hooks;
 mod host;
 pub mod init;
 mod install;
+mod preload;
 mod progress;
 mod provision;
 mod reach;
 mod reset;
 mod resume;
 mod rollback;
+mod services;
+mod services_show;
 mod status;
 mod stranded;
 mod supervisor;
+mod supervisor_update;
 mod turn;
 mod version;
 
@@ -40,9 +46,12 @@ pub const COMMANDS: &[Command] = &[
     rollback::COMMAND,
     reset::COMMAND,
     init::COMMAND,
+    flash::COMMAND,
+    preload::COMMAND,
     provision::COMMAND,
     config::COMMAND,
     supervisor::COMMAND,
+    services::COMMAND,
     features::COMMAND,
     contracts::COMMAND,
     bundle::COMMAND,

@@ -1,4 +1,4 @@
-//! The progress of an install: a bar on a terminal, JSON lines with `--json`, a status line under systemd.
+//! The progress of an install, and of other long work: a bar on a terminal, JSON lines with `--json`, a status line under systemd.
 
 use std::time::Duration;
 
@@ -25,21 +25,60 @@ pub struct Bar {
     fetched: u64,
     reused: u64,
     started: Duration,
+    ticker: Ticker,
+}
+
+/// Shows a line of progress, not too often.
+pub struct Ticker {
+    json: bool,
     shown: Duration,
+}
+
+impl Ticker {
+    /// One that shows nothing yet.
+    pub const fn new(json: bool) -> Self {
+        Self { json, shown: Duration::ZERO }
+    }
+
+    /// Shows `text` with a bar of `percent`, or `event`; `last` in any case.
+    pub fn show(&mut self, text: &str, percent: u64, last: bool, event: &serde_json::Value) {
+        let now = BootClock.since_boot();
+        let every = if self.json || sys::out::is_terminal() { EVERY } else { EVERY_LOG };
+        if !last && now < self.shown + every {
+            return;
+        }
+        self.shown = now;
+        sys::notify::status(text);
+        if self.json {
+            sys::out::line(&event.to_string());
+        } else if sys::out::is_terminal() {
+            let filled = usize::try_from(percent * WIDTH / 100).unwrap_or(0);
+            sys::out::redraw(&format!("[{:<width$}] {text}", "#".repeat(filled), width = 30));
+        } else {
+            log::info!("{text}");
+        }
+    }
+
+    /// Takes the bar off the terminal.
+    pub fn end(&self) {
+        if !self.json && sys::out::is_terminal() {
+            sys::out::redraw("");
+        }
+    }
 }
 
 impl Bar {
     /// For an image of `image` bytes from a bundle of `total` bytes, if that is known.
     pub fn new(json: bool, image: u64, total: Option<u64>) -> Self {
         let now = BootClock.since_boot();
-        Self { json, total, image, fetched: 0, reused: 0, started: now, shown: Duration::ZERO }
+        Self { json, total, image, fetched: 0, reused: 0, started: now, ticker: Ticker::new(json) }
     }
 
     /// So much of both slots was looked at, of `total`.
     pub fn look(&mut self, read: u64, total: u64) {
         let event = json!({ "event": "look", "read": read, "of": total });
         let percent = read.saturating_mul(100).checked_div(total).unwrap_or(100);
-        self.show(&format!("looking at what is there {percent:3} %"), percent, false, &event);
+        self.ticker.show(&format!("looking at what is there {percent:3} %"), percent, false, &event);
     }
 
     /// It is known what will be fetched, and what is in place or will be copied.
@@ -78,7 +117,7 @@ impl Bar {
             "written": p.done_bytes, "image_bytes": self.image, "bundle_bytes": self.total });
         let percent = p.done_bytes.saturating_mul(100).checked_div(self.image).unwrap_or(100);
         let text = self.describe(percent);
-        self.show(&text, percent, p.done_bytes >= self.image, &event);
+        self.ticker.show(&text, percent, p.done_bytes >= self.image, &event);
     }
 
     /// So much was fetched in all; the image is written.
@@ -90,7 +129,7 @@ impl Bar {
     pub fn read_back(&mut self, bytes: u64) {
         let event = json!({ "event": "read-back", "read": bytes, "image_bytes": self.image });
         let percent = bytes.saturating_mul(100).checked_div(self.image).unwrap_or(100);
-        self.show(&format!("reading back {percent:3} %"), percent, bytes >= self.image, &event);
+        self.ticker.show(&format!("reading back {percent:3} %"), percent, bytes >= self.image, &event);
     }
 
     /// The end.
@@ -101,9 +140,7 @@ impl Bar {
             sys::out::line(&line.to_string());
             return;
         }
-        if sys::out::is_terminal() {
-            sys::out::redraw("");
-        }
+        self.ticker.end();
         let seconds = took.as_secs_f32();
         log::info!(
             "fetched {} bytes, reused {}, the image has {}; {seconds:.1} s",
@@ -111,24 +148,6 @@ impl Bar {
             self.reused,
             self.image
         );
-    }
-
-    fn show(&mut self, text: &str, percent: u64, last: bool, event: &serde_json::Value) {
-        let now = BootClock.since_boot();
-        let every = if self.json || sys::out::is_terminal() { EVERY } else { EVERY_LOG };
-        if !last && now < self.shown + every {
-            return;
-        }
-        self.shown = now;
-        sys::notify::status(text);
-        if self.json {
-            sys::out::line(&event.to_string());
-        } else if sys::out::is_terminal() {
-            let filled = usize::try_from(percent * WIDTH / 100).unwrap_or(0);
-            sys::out::redraw(&format!("[{:<width$}] {text}", "#".repeat(filled), width = 30));
-        } else {
-            log::info!("{text}");
-        }
     }
 
     fn describe(&self, percent: u64) -> String {

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::supervisor_update::{self, Wanted};
 use crate::cli::{Command, Context, usage};
 use crate::config::Settings;
 use crate::engine::supervisor::{self, Record, SupervisorHealth};
@@ -11,51 +12,122 @@ use crate::{Error, Result, sys};
 
 pub(super) const COMMAND: Command = Command {
     name: "supervisor",
-    summary: "keep the supervisor container running, or show it",
+    summary: "keep the supervisor container running, update or show it",
     help: HELP,
     run,
 };
 
 const HELP: &str = "\
-twinhull supervisor: keep the supervisor container running, or show it
+twinhull supervisor: keep the supervisor container running, update or show it
 
 Usage: twinhull supervisor run
        twinhull supervisor status [--json]
+       twinhull supervisor update [IMAGE] [--from ARCHIVE] [--version V]
+       twinhull supervisor rollback
+       twinhull supervisor logs [--follow] [--lines N]
 
-run     Stays, as a systemd service of Type=notify: waits for the container engine, loads the supervisor's
-        image from the archives (supervisor.archives) if the engine lacks it, and keeps the container
-        balena_supervisor as balenaOS would have made it: kept, started, or replaced where it differs. A
-        container that ends is started again, ever more slowly in a crash loop (1 s to 60 s; ten good minutes
-        end it). One that its image's HEALTHCHECK calls unhealthy for supervisor.unhealthy_s is started again.
-        An engine that hangs or goes away is waited for. READY=1 is sent when the container runs, WATCHDOG=1
-        while it works, so the unit wants TimeoutStartSec=infinity and WatchdogSec=180. SIGTERM stops the
-        container, killed after 10 s, and ends with 0.
+run       Stays, as a systemd service of Type=notify: waits for the container engine, loads the supervisor's
+          image from the archives (supervisor.archives) if the engine lacks it, and keeps the container
+          balena_supervisor as balenaOS would have made it: kept, started, or replaced where it differs. A
+          container that ends is started again, ever more slowly in a crash loop (1 s to 60 s; ten good minutes
+          end it). One that its image's HEALTHCHECK calls unhealthy for supervisor.unhealthy_s is started again.
+          An engine that hangs or goes away is waited for. READY=1 is sent when the container runs, WATCHDOG=1
+          while it works, so the unit wants TimeoutStartSec=infinity and WatchdogSec=180. SIGTERM stops the
+          container, killed after 10 s, and ends with 0.
 
-status  Says whether the container runs, how healthy it is, from which image, how often it was started again
-        since boot, what keeps it from running, and what it last printed if something is wrong. Exit 0 if it
-        runs and is not known to be unhealthy, else 1.
+status    Says whether the container runs, how healthy it is, from which image, how often it was started again
+          since boot, how the last update ended, what keeps it from running, and what it last printed if
+          something is wrong. Exit 0 if it runs and is not known to be unhealthy, else 1.
+
+update    Another supervisor: IMAGE (NAME:TAG or NAME@sha256:..), by default the one that the OS image names
+          (supervisor.default_conf). While the old one runs on, the image is taken from --from ARCHIVE (`docker
+          save`, *.tar or *.tar.zst), from what the engine has, or is pulled; logins of registries are in the
+          file engine.registry_auth (what `docker login` writes), and deviceApiKey is the one for
+          registryEndpoint of config.json. Then `supervisor run` stops the old container, sets it aside and tries
+          the new one. It is kept once it was healthy for supervisor.update_settle_s: then, and in one write,
+          supervisor.conf names it. If it is unhealthy, ends three times, cannot be started, or is not healthy within
+          supervisor.update_deadline_s, the old container returns; so it does after a power cut. Exit 0 if the
+          new one is kept, 1 if not. --version is what supervisor.conf says of it (default: the tag, if it is a version).
+
+rollback  The same, with the supervisor from before the last update, or else the OS image's own.
+
+logs      What the container printed; --follow goes on until it ends, --lines N begins N lines before the end.
 
 Which image: SUPERVISOR_IMAGE in the file that the setting supervisor.conf names, or in supervisor.default_conf if
 that is missing or damaged or its image is nowhere to be had.
+
+With --json, update and rollback print lines: {event: load|pull|trial|end, ..}; the last has outcome: kept, went-back or
+unchanged, and why.
+
+  twinhull supervisor update registry.example.com/supervisor:18.2.3
+  twinhull supervisor update --from /mnt/data/supervisor-18.2.3.tar.zst
 ";
 
 /// Of the container's own output, shown where something is wrong.
 const LAST_LINES: u8 = 5;
 
-fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
-    let mut words = Vec::new();
-    while let Some(arg) = parser.next().map_err(usage("supervisor"))? {
-        match arg {
-            lexopt::Arg::Value(word) => words.push(word.to_string_lossy().into_owned()),
-            option @ (lexopt::Arg::Short(_) | lexopt::Arg::Long(_)) => {
-                return Err(usage("supervisor")(option.unexpected()));
+/// What was typed.
+#[derive(Default)]
+struct Args {
+    words: Vec<String>,
+    wanted: Wanted,
+    follow: bool,
+    lines: Option<u32>,
+    /// The first option; only some words take any.
+    option: Option<String>,
+}
+
+impl Args {
+    fn parse(mut parser: lexopt::Parser) -> Result<Self> {
+        use lexopt::prelude::*;
+        let wrong = usage("supervisor");
+        let mut args = Self::default();
+        while let Some(arg) = parser.next().map_err(&wrong)? {
+            if let Long(name) = &arg {
+                args.option.get_or_insert((*name).to_owned());
+            }
+            match arg {
+                Value(word) => args.words.push(word.to_string_lossy().into_owned()),
+                Long("from") => args.wanted.from = Some(parser.value().map_err(&wrong)?.into()),
+                Long("version") => {
+                    let version = parser.value().and_then(|v| v.string()).map_err(&wrong)?;
+                    if !version.chars().all(|c| c.is_ascii_alphanumeric() || "._-+".contains(c)) {
+                        return Err(Error::usage(format!(
+                            "supervisor update: --version {version:?}: no version"
+                        )));
+                    }
+                    args.wanted.version = Some(version);
+                }
+                Long("follow") => args.follow = true,
+                Long("lines") => args.lines = Some(parser.value().and_then(|v| v.parse()).map_err(&wrong)?),
+                _ => return Err(wrong(arg.unexpected())),
             }
         }
+        Ok(args)
     }
-    match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["run"] => watch(context),
-        ["status"] => status(context),
-        [] => Err(Error::usage("supervisor: run or status? See `twinhull supervisor --help`")),
+}
+
+fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
+    let mut args = Args::parse(parser)?;
+    let words: Vec<_> = args.words.iter().map(String::as_str).collect();
+    let is_its_option = |all: &[&str]| args.option.as_deref().is_none_or(|option| all.contains(&option));
+    match words.as_slice() {
+        ["run"] if is_its_option(&[]) => watch(context),
+        ["status"] if is_its_option(&[]) => status(context),
+        ["rollback"] if is_its_option(&[]) => supervisor_update::rollback(context),
+        ["logs"] if is_its_option(&["follow", "lines"]) => {
+            supervisor_update::logs(context, args.lines, args.follow)
+        }
+        ["update"] | ["update", _] if is_its_option(&["from", "version"]) => {
+            args.wanted.image = words.get(1).map(|image| (*image).to_owned());
+            supervisor_update::update(context, args.wanted)
+        }
+        [] => Err(Error::usage(
+            "supervisor: run, status, update, rollback or logs? See `twinhull supervisor --help`",
+        )),
+        [first @ ("run" | "status" | "update" | "rollback" | "logs"), ..] => Err(Error::usage(format!(
+            "supervisor {first}: a word or option that it does not take; see `twinhull supervisor --help`"
+        ))),
         [first, ..] => {
             Err(Error::usage(format!("supervisor: no command {first:?}; see `twinhull supervisor --help`")))
         }
@@ -210,6 +282,13 @@ impl Looked {
         text.push_str(&format!("restarts:    {} since boot", record.restarts));
         if let Some(why) = &record.last_restart {
             text.push_str(&format!(", the last: {why}"));
+        }
+        if let Some(update) = &record.update {
+            let (tried, before) = (&update.tried.image, &update.before.image);
+            text.push_str(&match &update.went_back {
+                None => format!("\nupdate:      {tried} was kept; before it {before}"),
+                Some(why) => format!("\nupdate:      {tried} failed: {why}; {before} runs again"),
+            });
         }
         if let Some(trouble) = &record.trouble {
             text.push_str(&format!("\ntrouble:     {trouble}"));

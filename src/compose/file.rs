@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::shared::{self, Shared};
 use super::yaml::{Content, Node};
 use crate::feature::grant::Own;
 use crate::feature::{Feature, Labels};
@@ -22,6 +23,10 @@ const CONTRACT: &str = "contract.yml";
 pub struct Composition {
     /// In the order of the file.
     pub services: Vec<Service>,
+    /// Networks that they may name.
+    pub networks: Vec<Shared>,
+    /// Volumes that they may name.
+    pub volumes: Vec<Shared>,
 }
 
 /// One service.
@@ -39,6 +44,8 @@ pub struct Service {
     pub own: Own,
     /// Bind mounts that it does not get: their sources.
     pub refused_binds: Vec<String>,
+    /// All of its fields, for [`Definition`](super::Definition).
+    pub node: Node,
 }
 
 impl Composition {
@@ -52,6 +59,12 @@ impl Composition {
             .ok_or_else(|| crate::Error::failed("there is no such file"))
             .and_then(|node| parse(&node, dir))
             .doing(|| path.display().to_string())
+    }
+
+    /// Reads the text of a file that lies where we are.
+    #[cfg(test)]
+    pub fn parse(text: &str) -> Result<Self> {
+        Node::parse(text).and_then(|node| parse(&node, Path::new("")))
     }
 
     /// The services, or the one called `name`.
@@ -106,7 +119,11 @@ fn parse(root: &Node, dir: &Path) -> Result<Composition> {
         None => return Err(root.error("no services; is this a Compose file of version 2 or later?")),
     };
     let services = services.iter().map(|(name, node)| service(name, node, dir));
-    Ok(Composition { services: services.collect::<Result<_>>()? })
+    Ok(Composition {
+        services: services.collect::<Result<_>>()?,
+        networks: shared::networks(root)?,
+        volumes: shared::volumes(root)?,
+    })
 }
 
 fn service(name: &str, node: &Node, dir: &Path) -> Result<Service> {
@@ -117,7 +134,7 @@ fn service(name: &str, node: &Node, dir: &Path) -> Result<Service> {
     if let Some(extends) = node.get("extends") {
         return Err(extends.error("extends is not supported; write the service out")).doing(doing);
     }
-    let mut service = Service { name: name.into(), ..Service::default() };
+    let mut service = Service { name: name.into(), node: node.clone(), ..Service::default() };
     service.image = text(node, "image").doing(doing)?;
     service.build = build(node).doing(doing)?.map(|context| dir.join(context));
     service.labels = pairs(node, "labels").doing(doing)?;

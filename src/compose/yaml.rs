@@ -14,8 +14,8 @@ use crate::{Error, Result};
 const DEPTH_MAX: usize = 64;
 const NODES_MAX: usize = 100_000;
 
-/// A value and where it stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A value and where it stands; by default nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Node {
     /// Its line, from 1.
     pub line: usize,
@@ -39,6 +39,12 @@ pub enum Content {
     Map(Vec<(String, Node)>),
 }
 
+impl Default for Content {
+    fn default() -> Self {
+        Self::Scalar { text: String::new(), quoted: false }
+    }
+}
+
 impl Node {
     /// Reads one document.
     ///
@@ -50,8 +56,7 @@ impl Node {
         loop {
             match loader.next()? {
                 (Event::StreamEnd, _) => {
-                    let empty = Content::Scalar { text: String::new(), quoted: false };
-                    return Ok(document.unwrap_or(Self { line: 1, content: empty }));
+                    return Ok(document.unwrap_or(Self { line: 1, content: Content::default() }));
                 }
                 (Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd | Event::Nothing, _) => {}
                 (_, span) if document.is_some() => {
@@ -77,6 +82,14 @@ impl Node {
         match &self.content {
             Content::Map(entries) => entries,
             Content::Scalar { .. } | Content::List(_) => &[],
+        }
+    }
+
+    /// The values of a list; of anything else none.
+    pub fn items(&self) -> &[Self] {
+        match &self.content {
+            Content::List(list) => list,
+            Content::Scalar { .. } | Content::Map(_) => &[],
         }
     }
 

@@ -108,7 +108,7 @@ pub const KEYS: &[Key] = &[
     key("username", Type::Text, "", "not read"),
     key("vpnEndpoint", Type::Text, "", "not read: the VPN's settings come from the API"),
     key("vpnPort", Type::TextOrNumber, "", "not read"),
-    key("registryEndpoint", Type::Text, "", "not read"),
+    key("registryEndpoint", Type::Text, "", "registry of the cloud; the device's key is its login there"),
     secret("pubnubPublishKey", Type::Text, "not read"),
     secret("pubnubSubscribeKey", Type::Text, "not read"),
     key("files", Type::Object, "", "not read"),

@@ -9,4 +9,4 @@ mod settings;
 
 pub use config_json::{ConfigJson, Origin};
 pub use last_good::damaged_texts;
-pub use settings::{Boot, Bundle, Chooser, Engine, Health, Init, Provision, Settings, Supervisor};
+pub use settings::{Boot, Bundle, Chooser, Engine, FlashEnd, Health, Init, Provision, Settings, Supervisor};

@@ -31,6 +31,10 @@ pub struct Settings {
     pub supervisor: Supervisor,
     /// Registration with the cloud API.
     pub provision: Provision,
+    /// What the data partition is filled with on the first boot.
+    pub preload: Preload,
+    /// The installer.
+    pub flash: Flash,
     /// What PID 1 mounts and binds.
     pub init: Init,
 }
@@ -151,6 +155,8 @@ pub struct Engine {
     pub sockets: Vec<PathBuf>,
     /// Whether this host runs containers at all; health asks the engine only then.
     pub enabled: bool,
+    /// Logins of registries, in the format of docker's own `config.json` (`docker login` writes it).
+    pub registry_auth: PathBuf,
 }
 
 /// `[supervisor]`
@@ -167,6 +173,10 @@ pub struct Supervisor {
     pub archives: PathBuf,
     /// Seconds that a supervisor may be unhealthy before its container is started again.
     pub unhealthy_s: u64,
+    /// Seconds within which a new supervisor must be healthy, else the old one returns.
+    pub update_deadline_s: u64,
+    /// Seconds for which a new supervisor must stay healthy (or run, without a HEALTHCHECK) to be kept.
+    pub update_settle_s: u64,
 }
 
 /// `[provision]`
@@ -189,6 +199,39 @@ pub struct Provision {
     /// provisioning key may not see, this device gets a new identity. The former one is kept in
     /// `/mnt/state/twinhull/former-identity.json`. 0: never.
     pub new_identity_after: u32,
+}
+
+/// `[preload]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Preload {
+    /// Directory of archives (`*.preload`) that are unpacked into the data partition, each once. Those on the data
+    /// partition itself are removed then.
+    pub archives: PathBuf,
+}
+
+/// `[flash]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Flash {
+    /// The bundle of a whole disk that an installer writes.
+    pub image: PathBuf,
+    /// Kernel names of the disks that it may be written to, in order; `*` and `?` as in the shell.
+    pub devices: Vec<String>,
+    /// What follows when it is written.
+    pub end: FlashEnd,
+}
+
+/// How an installer ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlashEnd {
+    /// With power off, so that its medium can be taken out.
+    Poweroff,
+    /// With a reboot, where the firmware starts the internal disk first.
+    Reboot,
+    /// Not at all.
+    Stay,
 }
 
 /// `[init]`
@@ -242,7 +285,11 @@ impl Default for Engine {
     fn default() -> Self {
         let sockets =
             ["/run/balena-engine.sock", "/run/balena.sock", "/run/docker.sock", "/run/podman/podman.sock"];
-        Self { sockets: sockets.map(Into::into).into(), enabled: true }
+        Self {
+            sockets: sockets.map(Into::into).into(),
+            enabled: true,
+            registry_auth: "/etc/twinhull/registry-auth.json".into(),
+        }
     }
 }
 
@@ -254,6 +301,8 @@ impl Default for Supervisor {
             default_conf: "/etc/balena-supervisor/supervisor.conf".into(),
             archives: "/mnt/data/supervisor".into(),
             unhealthy_s: 180,
+            update_deadline_s: 600,
+            update_settle_s: 30,
         }
     }
 }
@@ -268,6 +317,22 @@ impl Default for Provision {
             retry_max_s: 300,
             timeout_s: 59,
             new_identity_after: 10,
+        }
+    }
+}
+
+impl Default for Preload {
+    fn default() -> Self {
+        Self { archives: "/mnt/data/preload".into() }
+    }
+}
+
+impl Default for Flash {
+    fn default() -> Self {
+        Self {
+            image: "/opt/disk.bundle".into(),
+            devices: ["nvme?n?", "sd?", "mmcblk?", "vd?"].map(Into::into).into(),
+            end: FlashEnd::Poweroff,
         }
     }
 }
@@ -329,6 +394,9 @@ impl Settings {
         }
         if self.health.deadline_s == 0 || self.health.check_deadline_s == 0 {
             return wrong("health.deadline_s and health.check_deadline_s must be at least 1".into());
+        }
+        if self.supervisor.update_settle_s >= self.supervisor.update_deadline_s {
+            return wrong("supervisor.update_settle_s must be less than supervisor.update_deadline_s".into());
         }
         if self.provision.retry_s == 0 || self.provision.retry_max_s < self.provision.retry_s {
             return wrong("provision.retry_s must be at least 1 and at most provision.retry_max_s".into());

@@ -47,6 +47,8 @@ pub struct Config {
     /// Labels; in a container the image's own are merged in.
     #[serde(deserialize_with = "or_default")]
     pub labels: BTreeMap<String, String>,
+    /// Seconds that it has to end, once it is asked to; `None`: the engine's 10 s.
+    pub stop_timeout: Option<u64>,
 }
 
 /// `GET /containers/NAME/json`.
@@ -184,6 +186,9 @@ pub struct Summary {
     /// The image's name.
     #[serde(deserialize_with = "or_default")]
     pub image: String,
+    /// Its id.
+    #[serde(rename = "ImageID", deserialize_with = "or_default")]
+    pub image_id: String,
     /// The container's labels, with those of its image.
     #[serde(deserialize_with = "or_default")]
     pub labels: BTreeMap<String, String>,
@@ -196,6 +201,8 @@ pub struct Summary {
 }
 
 /// The engines write `null` for an empty list or object as they please.
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
+pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    d: D,
+) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
 }

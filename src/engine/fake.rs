@@ -19,8 +19,8 @@ pub enum Reply {
     Hang(Vec<u8>),
 }
 
-/// A listener and the requests that came in, as `METHOD PATH` with the body after a space if there is one,
-/// and `(in chunks)` if it came so.
+/// A listener and the requests that came in, as `METHOD PATH` with `login …` if one came along, the body after a space
+/// if there is one, and `(in chunks)` if it came so.
 pub struct Fake {
     pub socket: PathBuf,
     pub requests: Receiver<String>,
@@ -67,8 +67,8 @@ impl Fake {
 fn serve(stream: UnixStream, reply: &mut dyn FnMut(&str) -> Reply, seen: &Sender<String>) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut writer = stream;
-    while let Some((request, body)) = read_request(&mut reader) {
-        let _ = seen.send(format!("{request} {body}").trim_end().to_owned());
+    while let Some((request, login, body)) = read_request(&mut reader) {
+        let _ = seen.send(format!("{request} {login}{body}").trim_end().to_owned());
         match reply(&request) {
             Reply::Keep(bytes) => writer.write_all(&bytes).unwrap(),
             Reply::Close(bytes) => return writer.write_all(&bytes).unwrap(),
@@ -90,16 +90,19 @@ fn serve(stream: UnixStream, reply: &mut dyn FnMut(&str) -> Reply, seen: &Sender
     }
 }
 
-/// `METHOD PATH` and the body, or `None` at the end of the connection.
-fn read_request(reader: &mut BufReader<UnixStream>) -> Option<(String, String)> {
+/// `METHOD PATH`, the registry's login and the body, or `None` at the end of the connection.
+fn read_request(reader: &mut BufReader<UnixStream>) -> Option<(String, String, String)> {
     let mut first = String::new();
     if reader.read_line(&mut first).ok()? == 0 {
         return None;
     }
-    let (mut length, mut chunked) = (0, false);
+    let (mut length, mut chunked, mut login) = (0, false, String::new());
     loop {
         let mut line = String::new();
         reader.read_line(&mut line).ok()?;
+        if let Some(value) = line.trim().strip_prefix("x-registry-auth: ") {
+            login = format!("login {value} ");
+        }
         let line = line.trim().to_ascii_lowercase();
         if line.is_empty() {
             break;
@@ -123,7 +126,7 @@ fn read_request(reader: &mut BufReader<UnixStream>) -> Option<(String, String)> 
         body.extend(b" (in chunks)");
     }
     let request = first.rsplit_once(" HTTP/").unwrap().0.to_owned();
-    Some((request, String::from_utf8_lossy(&body).into_owned()))
+    Some((request, login, String::from_utf8_lossy(&body).into_owned()))
 }
 
 /// A whole answer with a status.

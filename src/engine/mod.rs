@@ -9,11 +9,15 @@
 //! [`supervisor`] decides with pure functions (`desired`, `compare`, `health`) and acts in one place (`watch`).
 
 mod api;
+pub mod archive;
 mod client;
 mod container;
 mod events;
+mod fetch;
 mod image;
 mod logs;
+mod network;
+mod registry;
 mod spec;
 mod stream;
 pub mod supervisor;
@@ -28,6 +32,10 @@ mod tests;
 pub use api::{Container, ContainerHealth, ContainerState, Image, Mount, Summary};
 pub use client::Engine;
 pub use events::{Events, Wake};
+pub use fetch::Sources;
 pub use image::{OnProgress, Progress};
+pub use logs::{Output, Sink};
+pub use network::NetworkInfo;
+pub use registry::login;
 pub use spec::{Bind, ContainerSpec};
 pub use version::ApiVersion;

@@ -70,7 +70,7 @@ impl Lines {
 }
 
 /// ureq reports a per-read time-out of a body as an `Other` that holds its own error.
-fn is_tick(e: &io::Error) -> bool {
+pub(super) fn is_tick(e: &io::Error) -> bool {
     let inner = e.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>());
     matches!(inner, Some(ureq::Error::Timeout(Timeout::PerRead)))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ureq::http::Method;
 
 use super::fake::{CHUNKED, Fake, Reply, answer, chunk, ok};
-use super::{Engine, Progress, Wake};
+use super::{Engine, Output, Progress, Wake};
 use crate::sys::clock::{BootClock, Clock};
 use crate::sys::termination::Termination;
 use crate::{Error, Result, Root, config};
@@ -162,6 +162,83 @@ fn a_load_ends_when_its_watcher_says_so() {
     let (_fake, engine) = engine(|_| ok("{}"));
     let e = engine.load(&b"archive"[..], &mut |_| Err(Error::refused("asked to end"))).unwrap_err();
     assert_eq!((e.kind(), e.to_string().as_str()), (crate::Kind::Refused, "POST /images/load: asked to end"));
+}
+
+fn pull(reply: String) -> (Result<()>, Vec<Progress>, Vec<String>) {
+    let (fake, engine) = engine(move |_| Reply::Close(reply.clone().into()));
+    let mut said = Vec::new();
+    let done = engine.pull("lab/app", Some("bG9naW4="), &mut |p| {
+        said.push(p.clone());
+        Ok(())
+    });
+    (done, said, fake.seen())
+}
+
+/// As dockerd 20.10.24 answers `docker pull`, cut down to two layers.
+const PULL: [&str; 8] = [
+    r#"{"status":"Pulling from lab/app","id":"latest"}"#,
+    r#"{"status":"Pulling fs layer","progressDetail":{},"id":"aa"}"#,
+    r#"{"status":"Downloading","progressDetail":{"current":100,"total":400},"progress":"[=> ]","id":"aa"}"#,
+    r#"{"status":"Downloading","progressDetail":{"current":50,"total":50},"id":"bb"}"#,
+    r#"{"status":"Download complete","progressDetail":{},"id":"aa"}"#,
+    r#"{"status":"Extracting","progressDetail":{"current":7,"total":400},"id":"aa"}"#,
+    r#"{"status":"Digest: sha256:0123"}"#,
+    r#"{"status":"Status: Downloaded newer image for lab/app:latest"}"#,
+];
+
+#[test]
+fn a_pull_asks_for_one_tag_with_the_login_and_adds_up_its_layers() {
+    let body: String = PULL.map(|line| chunk(&format!("{line}\r\n"))).concat();
+    let (done, said, seen) = pull(CHUNKED.to_owned() + &body + &chunk(""));
+    done.unwrap();
+    assert_eq!(seen.last().unwrap(), "POST /v1.41/images/create?fromImage=lab/app:latest login bG9naW4=");
+    let sums: Vec<_> = said
+        .iter()
+        .filter_map(|p| if let Progress::Pulled { done, total } = p { Some((*done, *total)) } else { None })
+        .collect();
+    assert_eq!(sums, [(100, 400), (150, 450), (450, 450)]);
+}
+
+#[test]
+fn a_pull_that_fails_or_breaks_off_is_an_error() {
+    let full = r#"{"errorDetail":{"message":"x"},"error":"write /var/lib: no space left on device"}"#;
+    let lines = |last: &str| CHUNKED.to_owned() + &chunk(&format!("{}\n{last}\n", PULL[0])) + &chunk("");
+    let e = pull(lines(full)).0.unwrap_err();
+    assert_eq!(e.to_string(), "pull lab/app: write /var/lib: no space left on device");
+    let whole = lines(PULL[7]);
+    for cut in 1..whole.len() - 2 {
+        assert!(pull(whole[..cut].to_owned()).0.is_err(), "cut at {cut}");
+    }
+    let denied = answer("404 Not Found", r#"{"message":"pull access denied for lab/app"}"#);
+    let e = pull(String::from_utf8(denied).unwrap()).0.unwrap_err().to_string();
+    assert_eq!(e, "pull lab/app: 404 pull access denied for lab/app");
+}
+
+#[test]
+fn an_image_that_is_used_stays() {
+    for (status, gone) in [("200 OK", true), ("404 Not Found", true), ("409 Conflict", false)] {
+        let (fake, engine) = engine(move |_| Reply::Keep(answer(status, "[]")));
+        assert_eq!(engine.remove_image("a/b:1").unwrap(), gone);
+        assert_eq!(fake.seen().last().unwrap(), "DELETE /v1.41/images/a/b:1");
+    }
+}
+
+#[test]
+fn logs_are_followed_to_their_end() {
+    let pieces = ["\x01\0\0\0\0\0\0\x06hel", "lo\n\x02\0\0\0\0\0\0\x02e\n"];
+    let reply = CHUNKED.to_owned() + &pieces.map(chunk).concat() + &chunk("");
+    let (fake, engine) = engine(move |_| Reply::Close(reply.clone().into()));
+    let mut text = String::new();
+    let termination = Termination::catch().unwrap();
+    engine
+        .logs("x", Some(7), true, &termination, &mut |output, piece| {
+            let name = if output == Output::Err { "!" } else { "" };
+            text.push_str(&format!("{name}{}", String::from_utf8_lossy(piece)));
+        })
+        .unwrap();
+    assert_eq!(text, "hello\n!e\n");
+    let expected = "GET /v1.41/containers/x/logs?stdout=true&stderr=true&follow=true&tail=7";
+    assert_eq!(fake.seen().last().unwrap(), expected);
 }
 
 #[test]

@@ -10,7 +10,8 @@ use crate::{Result, Root, sys};
 
 /// How long to wait for the disk when the command line does not say.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(50);
+/// Between two looks, if the kernel tells of nothing meanwhile.
+const PAUSE: Duration = Duration::from_millis(500);
 const LIMIT_BYTES: u64 = 64 * 1024;
 
 /// Loads the modules that `order` in `dir` lists: one file per line, with its parameters after it; `#` starts a
@@ -37,8 +38,8 @@ fn parse_order(text: &str) -> Vec<(&str, &str)> {
 /// Waits until the disk of `spec` is there with all its partitions, for at most `patience`. At the deadline a disk
 /// that lacks some of them is taken: what is missing is told when it is needed.
 ///
-/// Polls sysfs: the kernel's events would have to be joined with a first look all the same, and the disk is
-/// nearly always there at that look.
+/// Looks, and looks again whenever the kernel tells of a block device: then waiting on `clock` ends early. What an event says
+/// is not used, so none that is lost or of another's making matters.
 ///
 /// # Errors
 /// `Failed` if there is no such partition by then, with the disks that were found; `Inconsistent` as
@@ -65,7 +66,7 @@ pub(super) fn wait_for_disk(
             log::info!("waiting for root={spec}");
             told = true;
         }
-        clock.sleep(POLL);
+        clock.sleep(PAUSE);
     }
 }
 

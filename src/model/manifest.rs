@@ -11,8 +11,8 @@ use super::payload::{Payload, PayloadKind, is_word};
 use crate::{Error, Result};
 
 /// The newest version of the format. Bundles that only carry a root image are written as version 1, which older devices
-/// read as well.
-pub const FORMAT: u32 = 2;
+/// read as well; those of a whole disk are of version 3.
+pub const FORMAT: u32 = 3;
 /// The longest manifest, in bytes: it is read into memory before its signature can be checked.
 pub const LIMIT_BYTES: u64 = 64 * 1024;
 
@@ -33,7 +33,7 @@ pub struct Manifest {
     pub min_version: Option<Version>,
     /// What the new system provides to the services that run on it.
     pub provides: Provides,
-    /// The root image.
+    /// The root image, or that of a whole disk.
     pub root: Payload,
     /// What it carries beside it: files for the boot partition, hooks; at most one of each, in this order.
     pub files: Vec<Payload>,
@@ -102,7 +102,7 @@ impl Manifest {
         // The version first: a newer format may hold keys that are not known here.
         let table: toml::Table = toml::from_str(text).map_err(say)?;
         match table.get("format").and_then(toml::Value::as_integer) {
-            Some(1..=2) => {}
+            Some(1..=3) => {}
             Some(found) => {
                 return Err(Error::refused(format!(
                     "bundle format {found}: this twinhull reads formats 1 to {FORMAT}; \
@@ -121,7 +121,11 @@ impl Manifest {
     #[cfg(feature = "build-host")]
     pub fn to_text(&self) -> Result<String> {
         let text = Text {
-            format: if self.files.is_empty() { 1 } else { FORMAT },
+            format: match self.root.kind {
+                PayloadKind::Disk => FORMAT,
+                _ if self.files.is_empty() => 1,
+                _ => 2,
+            },
             compatible: self.compatible.clone(),
             arch: self.arch.clone(),
             version: self.version.clone(),
@@ -149,6 +153,26 @@ impl Manifest {
         self.files.iter().find(|p| p.kind == kind)
     }
 
+    /// Whether this bundle is for devices of that type and architecture.
+    ///
+    /// # Errors
+    /// `Refused`, saying for which it is.
+    pub fn check_made_for(&self, device_type: &DeviceType, arch: &str) -> Result<()> {
+        if !self.compatible.contains(device_type) {
+            return Err(Error::refused(format!(
+                "the bundle is for {}, this device is {device_type}; get the bundle made for {device_type}",
+                words(&self.compatible)
+            )));
+        }
+        if self.arch != arch {
+            return Err(Error::refused(format!(
+                "the bundle is for architecture {}, this device is {arch}; get the bundle made for {arch}",
+                self.arch
+            )));
+        }
+        Ok(())
+    }
+
     /// Whether this bundle may be installed on that device.
     ///
     /// # Errors
@@ -157,20 +181,10 @@ impl Manifest {
     /// unless `allow_downgrade`.
     pub fn check_suits(&self, device: &DeviceFacts, allow_downgrade: bool) -> Result<()> {
         let no = |text: String| Err(Error::refused(text));
-        if !self.compatible.contains(&device.device_type) {
-            return no(format!(
-                "the bundle is for {}, this device is {}; get the bundle made for {}",
-                words(&self.compatible),
-                device.device_type,
-                device.device_type
-            ));
+        if self.root.kind != PayloadKind::RootSlot {
+            return no("the bundle holds a whole disk, for an installer (`twinhull flash`); get the one with the root image".into());
         }
-        if self.arch != device.arch {
-            return no(format!(
-                "the bundle is for architecture {}, this device is {}; get the bundle made for {}",
-                self.arch, device.arch, device.arch
-            ));
-        }
+        self.check_made_for(&device.device_type, &device.arch)?;
         if self.root.size > device.slot_len_bytes {
             return no(format!(
                 "the image has {} bytes, the slot {}; make the image smaller, or flash a layout with larger slots",
@@ -229,11 +243,16 @@ impl Text {
         }
         let mut payloads = self.payload.into_iter().map(Payload::check).collect::<Result<Vec<_>>>()?;
         let kinds: Vec<_> = payloads.iter().map(|p| p.kind).collect();
-        let in_order = kinds.first() == Some(&PayloadKind::RootSlot) && kinds.is_sorted_by(|a, b| a < b);
-        if !in_order || (self.format == 1 && kinds.len() != 1) {
+        let with_files = || kinds.first() == Some(&PayloadKind::RootSlot) && kinds.is_sorted_by(|a, b| a < b);
+        let fits = match self.format {
+            1 => kinds == [PayloadKind::RootSlot],
+            2 => with_files() && !kinds.contains(&PayloadKind::Disk),
+            _ => kinds == [PayloadKind::Disk],
+        };
+        if !fits {
             return wrong(format!(
-                "format {}: payloads {kinds:?}, expected root-slot, and in format 2 boot-files and hooks after it, \
-                 each at most once",
+                "format {}: payloads {kinds:?}, expected root-slot, in format 2 boot-files and hooks after it, each at most \
+                 once, and in format 3 disk alone",
                 self.format
             ));
         }
@@ -338,7 +357,7 @@ frames_sha256 = "333333333333333333333333333333333333333333333333333333333333333
 
     #[test]
     fn a_newer_format_is_refused_whatever_else_it_holds() {
-        let e = Manifest::parse("format = 3\nnews = true\n").unwrap_err();
+        let e = Manifest::parse("format = 4\nnews = true\n").unwrap_err();
         assert_eq!(e.kind(), Kind::Refused);
         assert!(e.to_string().contains("newer"), "{e}");
     }

@@ -12,7 +12,9 @@ use crate::{Error, Result};
 
 /// The smallest root image, in bytes.
 pub const IMAGE_MIN_BYTES: u64 = 1024;
-/// The largest root image, in bytes (1 TiB).
+/// The smallest image of a whole disk, in bytes: less than that holds no partition.
+pub const DISK_MIN_BYTES: u64 = 4 << 20;
+/// The largest image, in bytes (1 TiB).
 pub const IMAGE_MAX_BYTES: u64 = 1 << 40;
 /// Images are hashed and checked in blocks of this many bytes.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -62,6 +64,8 @@ pub struct Payload {
 pub enum PayloadKind {
     /// The root partition that is not running.
     RootSlot,
+    /// A whole disk, with its partition table: what an installer writes. Alone in its bundle.
+    Disk,
     /// The boot files of the slot that is written: kernel, device trees, configuration.
     BootFiles,
     /// Programs that the new system runs before it is committed.
@@ -95,6 +99,7 @@ impl PayloadKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::RootSlot => "root",
+            Self::Disk => "disk",
             Self::BootFiles => "boot",
             Self::Hooks => "hooks",
         }
@@ -115,7 +120,8 @@ impl Payload {
         let checked = match self.kind {
             // The name becomes part of member names, and of messages.
             _ if !is_word(&self.name) => Err("not a name of letters, digits, '.', '_' and '-'".into()),
-            PayloadKind::RootSlot => self.check_root(),
+            PayloadKind::RootSlot => self.check_image(IMAGE_MIN_BYTES),
+            PayloadKind::Disk => self.check_image(DISK_MIN_BYTES),
             PayloadKind::BootFiles => self.check_files(),
             PayloadKind::Hooks => self.check_files().and_then(|()| self.check_hooks()),
         };
@@ -125,15 +131,12 @@ impl Payload {
         }
     }
 
-    fn check_root(&self) -> std::result::Result<(), String> {
+    fn check_image(&self, min_bytes: u64) -> std::result::Result<(), String> {
         if !self.files.is_empty() {
-            return Err("a root slot has no files".into());
+            return Err("an image has no files".into());
         }
-        if !(IMAGE_MIN_BYTES..=IMAGE_MAX_BYTES).contains(&self.size) {
-            return Err(format!(
-                "image of {} bytes, expected {IMAGE_MIN_BYTES} to {IMAGE_MAX_BYTES}",
-                self.size
-            ));
+        if !(min_bytes..=IMAGE_MAX_BYTES).contains(&self.size) {
+            return Err(format!("image of {} bytes, expected {min_bytes} to {IMAGE_MAX_BYTES}", self.size));
         }
         Ok(())
     }

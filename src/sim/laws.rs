@@ -22,8 +22,11 @@ enum Change {
 /// What may be asked for in a plan.
 fn changes(plan: BootPlan) -> Vec<Change> {
     match plan.trial {
-        None => vec![Change::Arm(!plan.primary), Change::Disarm(plan.primary)],
-        Some(trial) => vec![Change::Commit(trial.slot), Change::Disarm(plan.primary)],
+        // The last is how somebody goes back to the system before.
+        None => {
+            [Change::Arm(!plan.primary), Change::Disarm(plan.primary), Change::Disarm(!plan.primary)].into()
+        }
+        Some(trial) => [Change::Commit(trial.slot), Change::Disarm(plan.primary)].into(),
     }
 }
 
@@ -119,9 +122,10 @@ fn wherever_a_change_is_cut_the_plan_is_the_one_before_or_the_one_after() {
                         assert!(found == before || found == expected, "{story}: {found:?}");
                         let files = files.borrow().clone();
                         assert_eq!(rebooted(loader, &files), next(found, &files), "{story}: {found:?}");
+                        // What a cut left is where the next change begins.
+                        after_all.push(files);
                         if result.is_ok() {
                             assert_eq!(found, expected, "{story}");
-                            after_all.push(files);
                             break;
                         }
                         cuts += 1;

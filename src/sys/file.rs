@@ -150,6 +150,65 @@ pub fn next_data(file: &File, offset: u64) -> Result<Option<(u64, u64)>> {
     Ok(Some((start, seek(file, SeekFrom::Hole(start))?)))
 }
 
+/// What is free on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that can be written.
+    pub bytes: u64,
+    /// Files that can be made; `None` if there is no limit.
+    pub inodes: Option<u64>,
+}
+
+/// What is free on the file system that holds `path`.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn room(path: &Path) -> Result<Room> {
+    let found = rustix::fs::statvfs(path).doing(|| format!("look for room on {}", path.display()))?;
+    let inodes = (found.f_files > 0).then_some(found.f_ffree);
+    Ok(Room { bytes: found.f_bavail.saturating_mul(found.f_frsize), inodes })
+}
+
+/// What a symbolic link says.
+///
+/// # Errors
+/// `Failed`, naming the path.
+#[cfg(feature = "build-host")]
+pub fn link_target(path: &Path) -> Result<PathBuf> {
+    std::fs::read_link(path).doing(|| format!("read the link {}", path.display()))
+}
+
+/// Major and minor number of a device, out of its metadata.
+#[cfg(feature = "build-host")]
+pub fn device_numbers(rdev: u64) -> (u32, u32) {
+    (rustix::fs::major(rdev), rustix::fs::minor(rdev))
+}
+
+/// Makes `len` bytes of a file or block device read as zeros: by a hole or a discard if it then surely does, else by writing.
+///
+/// # Errors
+/// `Failed` if they cannot be written.
+pub fn zero(file: &File, offset: u64, len: u64) -> Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    use std::os::unix::fs::FileExt;
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    if len == 0 {
+        return Ok(());
+    }
+    for mode in [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE] {
+        if fallocate(file, mode | FallocateFlags::KEEP_SIZE, offset, len).is_ok() {
+            return Ok(());
+        }
+    }
+    let mut done = 0;
+    while done < len {
+        let n = usize::try_from(len - done).unwrap_or(ZEROS.len()).min(ZEROS.len());
+        file.write_all_at(ZEROS.get(..n).unwrap_or_default(), offset + done)?;
+        done += n as u64;
+    }
+    Ok(())
+}
+
 /// Drops the page cache of a flushed file or block device, so that reads come from the medium.
 ///
 /// # Errors

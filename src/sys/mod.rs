@@ -4,6 +4,7 @@
 // The one place where the rules of .clippy.toml do not hold.
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
 
+pub mod beneath;
 pub mod clock;
 pub mod command;
 mod console;
@@ -15,6 +16,7 @@ pub mod file;
 pub mod http;
 pub mod kmsg;
 pub mod lock;
+pub mod lock_file;
 pub mod log;
 pub mod module;
 pub mod mount;
@@ -29,6 +31,7 @@ pub mod switch_root;
 pub mod termination;
 pub mod tls_date;
 pub mod tree;
+pub mod uevent;
 pub mod unix_socket;
 #[cfg(feature = "build-host")]
 pub mod zstd_parse;

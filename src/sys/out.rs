@@ -13,6 +13,17 @@ pub fn error(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// Passes bytes on to standard output as they are, at once.
+pub fn raw(bytes: &[u8]) {
+    let mut out = std::io::stdout();
+    let _ = out.write_all(bytes).and_then(|()| out.flush());
+}
+
+/// As [`raw`], to standard error.
+pub fn raw_error(bytes: &[u8]) {
+    let _ = std::io::stderr().write_all(bytes);
+}
+
 /// Draws `text` over the present line of standard error, for a progress bar.
 pub fn redraw(text: &str) {
     let mut err = std::io::stderr();

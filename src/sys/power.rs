@@ -5,6 +5,14 @@ use std::time::Duration;
 
 use crate::{Error, Result};
 
+/// Asks systemd for an orderly end.
+///
+/// # Errors
+/// `Failed` if systemd cannot be asked.
+pub fn power_off() -> Result<()> {
+    ask(&["poweroff"])
+}
+
 /// Asks systemd for an orderly reboot; `argument` goes to the firmware (Raspberry Pi: `0 tryboot`).
 ///
 /// # Errors
@@ -16,11 +24,16 @@ pub fn reboot(argument: Option<&str>) -> Result<()> {
         option = format!("--reboot-argument={argument}");
         args.push(&option);
     }
-    let outcome = super::command::run(Path::new("systemctl"), &args, Duration::from_secs(60))?;
+    ask(&args)
+}
+
+fn ask(args: &[&str]) -> Result<()> {
+    let outcome = super::command::run(Path::new("systemctl"), args, Duration::from_secs(60))?;
     if outcome.success {
         return Ok(());
     }
-    Err(Error::failed(format!("systemctl reboot: {}: {}", outcome.ending, outcome.output.trim_end())))
+    let what = args.first().unwrap_or(&"");
+    Err(Error::failed(format!("systemctl {what}: {}: {}", outcome.ending, outcome.output.trim_end())))
 }
 
 /// Whether systemd ends this boot with a reboot, not a power-off. `false` also if it cannot be asked.

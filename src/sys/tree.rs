@@ -44,6 +44,35 @@ fn copy_entry(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The extended attributes of what is at `path`, of a link itself, in the order of their names.
+///
+/// # Errors
+/// `Failed`, naming the path.
+#[cfg(feature = "build-host")]
+pub fn xattrs(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    use rustix::io::Errno;
+    /// The kernel's own limit for the list and for a value.
+    const LIMIT: usize = 64 * 1024;
+    let doing = || format!("attributes of {}", path.display());
+    let mut list = vec![0; LIMIT];
+    let n = match rustix::fs::llistxattr(path, &mut list) {
+        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        n => n.doing(doing)?,
+    };
+    let mut names: Vec<_> =
+        list.get(..n).unwrap_or_default().split(|b| *b == 0).filter(|n| !n.is_empty()).collect();
+    // Labels of the build host's policy mean nothing elsewhere.
+    names.retain(|name| *name != b"security.selinux");
+    names.sort_unstable();
+    let mut value = vec![0; LIMIT];
+    let mut found = Vec::new();
+    for name in names {
+        let n = rustix::fs::lgetxattr(path, name, &mut value).doing(doing)?;
+        found.push((name.to_vec(), value.get(..n).unwrap_or_default().to_vec()));
+    }
+    Ok(found)
+}
+
 /// Makes every change to the file system that holds `dir` durable.
 ///
 /// # Errors

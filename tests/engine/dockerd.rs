@@ -22,6 +22,11 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// One engine at a time: they share the machine's cgroups.
 static ONE: Mutex<()> = Mutex::new(());
 
+/// TWINHULL_LAB_ENGINE=podman: the same with Podman's Docker API instead of dockerd.
+pub fn is_podman() -> bool {
+    std::env::var("TWINHULL_LAB_ENGINE").is_ok_and(|name| name == "podman")
+}
+
 /// Polls until there is something; panics, naming `what`, when the deadline passes.
 #[track_caller]
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -41,18 +46,31 @@ pub struct Lab {
     watcher: Option<Child>,
     notified: Arc<Mutex<String>>,
     port: u16,
+    /// Name spaces of the engine's own, as `unshare` calls them.
+    spaces: &'static [&'static str],
     _one: MutexGuard<'static, ()>,
 }
 
 impl Lab {
     /// A device with an engine and nothing else, or what this machine lacks.
     pub fn start() -> Result<Self, String> {
+        Self::start_in(&["--mount"])
+    }
+
+    /// As `start`, with a network name space of its own for the engine's bridges.
+    #[allow(dead_code)] // Of use to tests/services.rs only.
+    pub fn start_networked() -> Result<Self, String> {
+        Self::start_in(&["--mount", "--net"])
+    }
+
+    fn start_in(spaces: &'static [&'static str]) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("root (for a private dockerd)".into());
         }
-        for tool in ["dockerd", "containerd", "runc", "setpriv", "unshare"] {
+        let engine: &[_] = if is_podman() { &["podman", "conmon"] } else { &["dockerd", "containerd"] };
+        for tool in engine.iter().chain(&["runc", "setpriv", "unshare"]) {
             if find(tool).is_none() {
-                return Err(format!("{tool} (Debian packages docker.io and util-linux)"));
+                return Err(format!("{tool} (Debian packages docker.io, podman and util-linux)"));
             }
         }
         program()?;
@@ -71,14 +89,19 @@ impl Lab {
             }
         });
         let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-        let mut lab = Self { dir, dockerd: None, watcher: None, notified, port, _one: one };
+        let mut lab = Self { dir, dockerd: None, watcher: None, notified, port, spaces, _one: one };
         lab.settings();
         lab.config_json("");
         lab.start_dockerd()?;
         Ok(lab)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    fn socket(&self) -> PathBuf {
+        self.path("root/run/docker.sock")
+    }
+
+    /// A path in the lab's directory: `root` is the device, `data` the engine's storage.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -91,7 +114,7 @@ impl Lab {
     fn settings(&self) {
         self.put(
             "etc/twinhull/lab.toml",
-            "[engine]\nsockets = [\"/run/none.sock\", \"/run/docker.sock\"]\n[supervisor]\nunhealthy_s = 2\n",
+            "[engine]\nsockets = [\"/run/none.sock\", \"/run/docker.sock\"]\n[supervisor]\nunhealthy_s = 2\nupdate_deadline_s = 100\nupdate_settle_s = 2\n",
         );
     }
 
@@ -115,10 +138,37 @@ impl Lab {
         self.write_archive(version, "tar.zst", |plain| zstd::encode_all(plain.as_slice(), 19).unwrap());
     }
 
+    /// An archive that lies elsewhere, and whose image nothing names yet.
+    pub fn loose_archive(&self, version: &str) -> PathBuf {
+        let file = self.path(&format!("{version}.tar"));
+        write_image(&program().unwrap(), &format!("lab/supervisor:{version}"), &file);
+        file
+    }
+
+    /// As `loose_archive`, of a program that no kernel can run.
+    pub fn broken_archive(&self, version: &str) -> PathBuf {
+        let (program, file) = (self.path("broken"), self.path(&format!("{version}.tar")));
+        let machine = fs::read(self::program().unwrap()).unwrap()[..20].to_vec();
+        fs::write(&program, machine).unwrap();
+        write_image(&program, &format!("lab/supervisor:{version}"), &file);
+        file
+    }
+
+    /// The device's own supervisor.conf; empty if there is none.
+    pub fn own_conf(&self) -> String {
+        let path = "root/mnt/state/root-overlay/etc/balena-supervisor/supervisor.conf";
+        fs::read_to_string(self.path(path)).unwrap_or_default()
+    }
+
+    /// What a reboot does to `/run`, but for the engine's socket.
+    pub fn forget_run(&self) {
+        fs::remove_dir_all(self.path("root/run/twinhull")).unwrap();
+    }
+
     fn write_archive(&self, version: &str, suffix: &str, pack: impl FnOnce(Vec<u8>) -> Vec<u8>) {
         let name = format!("lab/supervisor:{version}");
         let new = self.path("archive.new");
-        supervisor_image::write_archive(&program().unwrap(), &name, &new).unwrap();
+        write_image(&program().unwrap(), &name, &new);
         fs::write(&new, pack(fs::read(&new).unwrap())).unwrap();
         // Renamed into place, as the watcher may look at any time.
         let dir = self.path("root/mnt/data/supervisor");
@@ -135,37 +185,38 @@ impl Lab {
     // The engine.
 
     pub fn start_dockerd(&mut self) -> Result<(), String> {
-        let runtime = self.path("runc");
-        let at = |name: &str| self.path(name).display().to_string();
         // It ends with this thread, even if the test is killed; in a mount name space of its own, so that nothing
         // stays mounted.
         let mut command = Command::new("setpriv");
-        command.args([
-            "--pdeathsig",
-            "TERM",
-            "unshare",
-            "--mount",
-            "dockerd",
-            "--iptables=false",
-            "--bridge=none",
-        ]);
-        command.args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")]);
-        command.args(["--host", &format!("unix://{}", at("root/run/docker.sock"))]);
+        command.args(["--pdeathsig", "TERM", "unshare"]).args(self.spaces);
+        let (at, socket) = (|name: &str| self.path(name).display().to_string(), self.socket());
+        if is_podman() {
+            command.args(["podman", "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"]);
+            command.args(["--events-backend", "file", "--root", &at("data"), "--runroot", &at("exec")]);
+            command.args(["--tmpdir", &at("tmp"), "--log-level", "warn"]);
+        } else {
+            command.args(["dockerd", "--iptables=false", "--bridge=none"]);
+            command.args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")]);
+            command.args(["--host", &format!("unix://{}", socket.display())]);
+        }
         if lacks_sys_resource() {
+            let runtime = self.path("runc");
             fs::write(&runtime, RUNC_WITHOUT_SYS_RESOURCE).unwrap();
             fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
-            command.args([
-                "--add-runtime",
-                &format!("less={}", runtime.display()),
-                "--default-runtime",
-                "less",
-            ]);
+            let runtime = runtime.display().to_string();
+            if is_podman() {
+                command.args(["--runtime", &runtime]);
+            } else {
+                command.args(["--add-runtime", &format!("less={runtime}"), "--default-runtime", "less"]);
+            }
+        }
+        if is_podman() {
+            command.args(["system", "service", "--time", "0", &format!("unix://{}", socket.display())]);
         }
         let log = File::options().create(true).append(true).open(self.path("dockerd.log")).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         let mut child = command.spawn().map_err(|e| format!("a dockerd that starts: {e}"))?;
-        let socket = self.path("root/run/docker.sock");
-        let up = until("dockerd", || match child.try_wait().unwrap() {
+        let up = until("the engine", || match child.try_wait().unwrap() {
             Some(status) => Some(Err(status)),
             None => Engine::at(&socket).ok().map(Ok),
         });
@@ -198,13 +249,13 @@ impl Lab {
     }
 
     pub fn engine(&self) -> Engine {
-        Engine::at(&self.path("root/run/docker.sock")).unwrap()
+        Engine::at(&self.socket()).unwrap()
     }
 
     /// What a stranger does to the container, without our own client.
     pub fn docker(&self, args: &[&str]) {
         let [verb, name] = args else { panic!("{args:?}") };
-        let mut stream = std::os::unix::net::UnixStream::connect(self.path("root/run/docker.sock")).unwrap();
+        let mut stream = std::os::unix::net::UnixStream::connect(self.socket()).unwrap();
         let head = format!("POST /containers/{name}/{verb} HTTP/1.0\r\nContent-Length: 0\r\n\r\n");
         stream.write_all(head.as_bytes()).unwrap();
         let mut answer = String::new();
@@ -216,6 +267,17 @@ impl Lab {
 
     pub fn container_id(&self) -> String {
         self.engine().container(supervisor::NAME).unwrap().unwrap().id
+    }
+
+    /// The image's name that the container has; empty if there is no container.
+    pub fn image(&self) -> String {
+        self.engine().container(supervisor::NAME).unwrap().map(|c| c.config.image).unwrap_or_default()
+    }
+
+    /// The containers beside the supervisor's.
+    pub fn names(&self) -> Vec<String> {
+        let all = self.engine().containers().unwrap().into_iter().flat_map(|c| c.names);
+        all.filter(|name| name != "/balena_supervisor").collect()
     }
 
     pub fn started_at(&self) -> String {
@@ -284,6 +346,11 @@ impl Lab {
         self.notified.lock().unwrap().clear();
     }
 
+    /// Starts another command of ours, which the caller ends.
+    pub fn begin(&self, args: &[&str]) -> Child {
+        self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_twinhull"));
         command.arg("--root").arg(self.path("root")).args(args).stdin(Stdio::null());
@@ -309,8 +376,10 @@ impl Drop for Lab {
         }
         if let Some(dockerd) = &self.dockerd {
             signal(dockerd, rustix::process::Signal::CONT);
-            if let Ok(engine) = Engine::at(&self.path("root/run/docker.sock")) {
-                let _ = engine.remove(supervisor::NAME);
+            if let Ok(engine) = Engine::at(&self.socket()) {
+                for container in engine.containers().unwrap_or_default() {
+                    let _ = engine.remove(&container.id);
+                }
             }
         }
         end(self.dockerd.as_mut());
@@ -343,8 +412,23 @@ fn find(tool: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).chain(["/usr/sbin".into()]).map(|d| d.join(tool)).find(|p| p.is_file())
 }
 
+/// Podman runs health checks by timers of systemd, which no test has.
+fn write_image(program: &Path, name: &str, out: &Path) {
+    let write = if is_podman() {
+        supervisor_image::write_archive_without_healthcheck
+    } else {
+        supervisor_image::write_archive
+    };
+    write(program, name, out).unwrap();
+}
+
+/// How a supervisor is that is well.
+pub fn well() -> SupervisorHealth {
+    if is_podman() { SupervisorHealth::Running } else { SupervisorHealth::Healthy }
+}
+
 /// The lab's supervisor, static, built once.
-fn program() -> Result<PathBuf, String> {
+pub fn program() -> Result<PathBuf, String> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BUILT.get_or_init(build).clone()
 }

@@ -4,15 +4,14 @@
 //! state reports to the cloud. Of the real one it lacks everything that runs services.
 //!
 //! Environment: `DOCKER_SOCKET`, `LISTEN_PORT` (may be empty: 48484), `LAB_SUPERVISOR_VERSION` (from the image).
-//! Files: `/mnt/root/mnt/boot/config.json`, `/mnt/root/etc/os-release`; while `/data/lab-unhealthy` exists it says
-//! that it is unhealthy, for tests.
+//! Files: `/mnt/root/mnt/boot/config.json`, `/mnt/root/etc/os-release`; while `/data/lab-unhealthy` exists, and is empty
+//! or names its version, it says that it is unhealthy, for tests.
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -111,7 +110,7 @@ fn answer(stream: TcpStream, engine: &Mutex<Engine>) -> io::Result<()> {
 }
 
 fn unhealthy(engine: &Mutex<Engine>) -> Option<String> {
-    if Path::new(UNHEALTHY_SWITCH).exists() {
+    if fs::read_to_string(UNHEALTHY_SWITCH).is_ok_and(|which| which.is_empty() || which == version()) {
         return Some(format!("{UNHEALTHY_SWITCH} says so"));
     }
     let engine = engine.lock().unwrap_or_else(PoisonError::into_inner);

@@ -13,7 +13,7 @@ use crate::bundle::sign::{self, Signer};
 use crate::cli::{Context, usage};
 use crate::model::device::{DeviceType, arch};
 use crate::model::manifest::Provides;
-use crate::model::{Manifest, Version};
+use crate::model::{Manifest, PayloadKind, Version};
 use crate::{Error, Result, sys};
 
 const PASSWORD_LIMIT_BYTES: u64 = 4096;
@@ -22,13 +22,17 @@ const HOOK_DEADLINE_S: u64 = 60;
 
 /// Who signs: key files, and the file with their password.
 #[derive(Default)]
-struct Signers {
-    keys: Vec<PathBuf>,
-    password_file: Option<PathBuf>,
+pub(in crate::cmd) struct Signers {
+    pub keys: Vec<PathBuf>,
+    pub password_file: Option<PathBuf>,
 }
 
 impl Signers {
-    fn load(&self) -> Result<Vec<Signer>> {
+    /// The keys themselves.
+    ///
+    /// # Errors
+    /// As [`Signer::load`], and `Failed` if the password file cannot be read.
+    pub fn load(&self) -> Result<Vec<Signer>> {
         let password = match &self.password_file {
             Some(path) => {
                 let text = sys::file::read_text(path, PASSWORD_LIMIT_BYTES)?;
@@ -110,7 +114,8 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
         };
         let mut path = || parser.value().map(PathBuf::from).map_err(&wrong);
         match known.as_str() {
-            "image" => image = Some(path()?),
+            "image" => image = Some((PayloadKind::RootSlot, path()?)),
+            "disk" => image = Some((PayloadKind::Disk, path()?)),
             "output" => out = Some(path()?),
             "key" => signers.keys.push(path()?),
             "password-file" => signers.password_file = Some(path()?),
@@ -144,7 +149,14 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
     }
     provides.os.get_or_insert_with(|| version.to_string());
     let prefix_blocks = prefix_kib / 4;
+    let (kind, image) = needed(image, "--image or --disk")?;
+    if kind == PayloadKind::Disk && !(boot_files.is_empty() && hooks.is_empty()) {
+        return Err(Error::usage(
+            "bundle create: --disk takes no boot files and no hooks: they are in the image",
+        ));
+    }
     let recipe = Recipe {
+        kind,
         compatible,
         arch: arch_name,
         version,
@@ -156,7 +168,7 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
         boot_files,
         hooks,
     };
-    Ok(Creation { image: needed(image, "--image")?, out: output(out)?, recipe, signers })
+    Ok(Creation { image, out: output(out)?, recipe, signers })
 }
 
 /// `PATH=FILE`: what a file is called in the bundle, and where it is.

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config;
 use crate::{Doing, Error, Result, Root, sys};
 
@@ -16,6 +18,17 @@ pub struct Conf {
     pub version: String,
     /// `LED_FILE`: the file that blinks the board's LED; may be empty.
     pub led_file: String,
+    /// `SUPERVISOR_PREVIOUS_IMAGE` and `SUPERVISOR_PREVIOUS_VERSION`, ours: what ran before the last update. May be empty.
+    pub previous: Named,
+}
+
+/// A supervisor's image and what version that is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// The image's name.
+    pub image: String,
+    /// Such as `v18.2.2`; may be empty.
+    pub version: String,
 }
 
 impl Conf {
@@ -34,19 +47,63 @@ impl Conf {
                 "SUPERVISOR_IMAGE" => conf.image = value.into(),
                 "SUPERVISOR_VERSION" => conf.version = value.into(),
                 "LED_FILE" => conf.led_file = value.into(),
+                "SUPERVISOR_PREVIOUS_IMAGE" => conf.previous.image = value.into(),
+                "SUPERVISOR_PREVIOUS_VERSION" => conf.previous.version = value.into(),
                 _ => {}
             }
         }
         if conf.image.is_empty() {
             return Err(Error::failed("no SUPERVISOR_IMAGE in it"));
         }
-        if !conf.image.chars().all(|c| c.is_ascii_alphanumeric() || "._-/:@".contains(c)) {
+        if !is_image_name(&conf.image) {
             return Err(Error::failed(format!(
                 "SUPERVISOR_IMAGE={:?}: not the name of an image",
                 conf.image
             )));
         }
         Ok(conf)
+    }
+
+    /// What it says of the supervisor that should run.
+    pub fn named(&self) -> Named {
+        Named { image: self.image.clone(), version: self.version.clone() }
+    }
+
+    /// Makes `named` the supervisor of this device, and the one that was so far the previous one. Everything else of the
+    /// device's file (or else of the OS image's) stays as it is.
+    ///
+    /// One durable write: after a cut at any point the old file is there, or the new one.
+    ///
+    /// # Errors
+    /// `Failed`, naming the file: a state partition that is full or read-only. Then the old file is there.
+    pub fn store(settings: &config::Supervisor, root: &Root, named: &Named, previous: &Named) -> Result<()> {
+        let path = root.path(&settings.conf);
+        let is_of_use = |path: &Path| -> Option<String> {
+            let bytes = sys::file::read_if_exists(path, LIMIT_BYTES).ok()??;
+            String::from_utf8(bytes).ok().filter(|text| Self::parse(text).is_ok())
+        };
+        let old = is_of_use(&path).or_else(|| is_of_use(&root.path(&settings.default_conf)));
+        let ours = [
+            ("SUPERVISOR_IMAGE", &named.image),
+            ("SUPERVISOR_VERSION", &named.version),
+            ("SUPERVISOR_PREVIOUS_IMAGE", &previous.image),
+            ("SUPERVISOR_PREVIOUS_VERSION", &previous.version),
+        ];
+        let is_ours = |line: &&str| {
+            let key = line.trim().trim_start_matches("export ").split('=').next().unwrap_or_default().trim();
+            ours.iter().any(|(name, _)| *name == key)
+        };
+        let mut text: String = ours.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
+        for line in old.as_deref().unwrap_or_default().lines().filter(|line| !is_ours(line)) {
+            text.push_str(line);
+            text.push('\n');
+        }
+        sys::durable::create_dir(sys::durable::parent(&path)?)?;
+        sys::durable::replace(&path, text.as_bytes(), 0o644)?;
+        match Self::read(&path)? {
+            Some(found) if found.named() == *named => Ok(()),
+            _ => Err(Error::failed(format!("{}: something else is there than was written", path.display()))),
+        }
     }
 
     /// What can be read of the device's copy and of the image's own, in this order, and what is wrong with one that
@@ -75,10 +132,15 @@ impl Conf {
         Ok((found, wrong))
     }
 
-    fn read(path: &Path) -> Result<Option<Self>> {
+    pub(super) fn read(path: &Path) -> Result<Option<Self>> {
         let Some(bytes) = sys::file::read_if_exists(path, LIMIT_BYTES)? else { return Ok(None) };
         Self::parse(&String::from_utf8_lossy(&bytes)).map(Some).doing(|| path.display().to_string())
     }
+}
+
+/// Whether it may be the name of an image; it may be another one's all the same.
+pub(super) fn is_image_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/:@".contains(c))
 }
 
 fn unquote(value: &str) -> &str {
@@ -125,6 +187,29 @@ LED_FILE=/sys/class/leds/led0/brightness
         ] {
             assert_eq!(image(text).unwrap(), "a/b:1", "{text:?}");
         }
+    }
+
+    #[test]
+    fn an_update_changes_its_own_lines_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::new(dir.path());
+        let settings = config::Supervisor::default();
+        let own = root.path(&settings.default_conf);
+        sys::durable::create_dir(own.parent().unwrap()).unwrap();
+        sys::durable::replace(&own, b"# of the image\nSUPERVISOR_IMAGE=a:1\nLED_FILE=/led\nX=y", 0o644)
+            .unwrap();
+        let named = |image: &str| Named { image: image.into(), version: String::new() };
+        Conf::store(&settings, &root, &named("a:2"), &named("a:1")).unwrap();
+        let text = sys::file::read_text(&root.path(&settings.conf), LIMIT_BYTES).unwrap();
+        assert_eq!(
+            text,
+            "SUPERVISOR_IMAGE=a:2\nSUPERVISOR_VERSION=\nSUPERVISOR_PREVIOUS_IMAGE=a:1\n\
+             SUPERVISOR_PREVIOUS_VERSION=\n# of the image\nLED_FILE=/led\nX=y"
+        );
+        Conf::store(&settings, &root, &named("a:3"), &named("a:2")).unwrap();
+        let (found, _) = Conf::load(&settings, &root).unwrap();
+        assert_eq!((found[0].image.as_str(), &found[0].previous, found.len()), ("a:3", &named("a:2"), 2));
+        assert_eq!((found[0].led_file.as_str(), found[1].image.as_str()), ("/led", "a:1"));
     }
 
     #[test]

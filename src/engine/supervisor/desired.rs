@@ -77,6 +77,7 @@ pub(super) mod tests {
                 image: "lab/supervisor:1.0.0".into(),
                 version: "v1.0.0".into(),
                 led_file: "/dev/null".into(),
+                ..Conf::default()
             },
             socket: "/run/docker.sock".into(),
             host_root: "/".into(),

@@ -1,15 +1,11 @@
 //! Which image runs: the one that `supervisor.conf` names, from the engine or from an archive.
 
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::conf::Conf;
 use crate::config;
-use crate::engine::{Engine, Image, OnProgress};
-use crate::{Doing, Error, Result, Root, sys};
-
-/// zstd windows up to 32 MiB: that of level 19 is 8, only `--ultra` and `--long` ask for more.
-const WINDOW_LOG_MAX: u32 = 25;
+use crate::engine::{Engine, Image, OnProgress, archive};
+use crate::{Doing, Error, Result, Root};
 
 /// The image that runs, and the configuration that names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,9 +47,9 @@ pub fn choose(
     let fallback = others.iter().find_map(|conf| look(conf).transpose()).transpose()?;
     let mut held = Vec::new();
     if fallback.is_none() || !loaded_before {
-        for archive in archives(&root.path(&settings.archives))? {
-            let names = load(engine, &archive, on_progress)?;
-            held.push(format!("{} holds {}", archive.display(), names.join(", ")));
+        for file in archive::list(&root.path(&settings.archives))? {
+            let names = archive::load(engine, &file, on_progress)?;
+            held.push(format!("{} holds {}", file.display(), names.join(", ")));
             if let Some((conf, image)) = look(first)? {
                 return Ok(Chosen { conf, image, notes });
             }
@@ -77,29 +73,4 @@ fn nowhere(image: &str, dir: &Path, held: &[String]) -> Error {
         "supervisor image {image} is not in the engine, and {found}; put a `docker save` archive of it (*.tar, \
          *.tar.zst) into {dir}"
     ))
-}
-
-fn archives(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = sys::file::list(dir)?;
-    files.retain(|f| f.extension().is_some_and(|e| e == "tar") || is_zstd(f));
-    Ok(files)
-}
-
-fn is_zstd(file: &Path) -> bool {
-    file.to_string_lossy().ends_with(".tar.zst")
-}
-
-fn load(engine: &Engine, archive: &Path, on_progress: &mut OnProgress<'_>) -> Result<Vec<String>> {
-    let doing = || format!("load {}", archive.display());
-    log::info!("supervisor: {}", doing());
-    let file = sys::file::open_read(archive)?;
-    let bytes: Box<dyn Read> =
-        if is_zstd(archive) { Box::new(decoder(file).doing(doing)?) } else { Box::new(file) };
-    engine.load(bytes, on_progress).doing(doing)
-}
-
-fn decoder(file: impl Read) -> io::Result<impl Read> {
-    let mut decoder = zstd::Decoder::new(file)?;
-    decoder.window_log_max(WINDOW_LOG_MAX)?;
-    Ok(decoder)
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::trial::Outcome;
 use crate::{Error, Result, Root, sys};
 
 const PATH: &str = "/run/twinhull/supervisor.json";
@@ -19,6 +20,8 @@ pub struct Record {
     pub last_restart: Option<String>,
     /// What keeps it from running now.
     pub trouble: Option<String>,
+    /// How the last update ended.
+    pub update: Option<Outcome>,
 }
 
 impl Record {
@@ -53,7 +56,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::new(dir.path());
         assert_eq!(Record::load(&root).unwrap(), Record::default());
-        let record = Record { restarts: 2, last_restart: Some("exit code 1".into()), trouble: None };
+        let record = Record { restarts: 2, last_restart: Some("exit code 1".into()), ..Record::default() };
         record.save(&root).unwrap();
         assert_eq!(Record::load(&root).unwrap(), record);
     }

@@ -3,20 +3,26 @@
 //! Each round looks at the container, does at most one thing about it, and waits for an event or a deadline. What
 //! it knows is looked up anew after each loss of the engine, so that it may be killed and started at any point.
 
+use std::cell::Cell;
 use std::time::Duration;
 
+mod on_trial;
+
 use super::NAME;
-use super::compare::{Action, compare};
-use super::desired::{Facts, desired};
+use super::conf::Conf;
+use super::desired::Facts;
 use super::health::SupervisorHealth;
-use super::image::choose;
+use super::image::{Chosen, choose};
 use super::pace::Pace;
 use super::record::Record;
+use super::replace::{KILL_AFTER, make_so};
+use super::trial::{Request, Trial, Verdict};
 use crate::config::Settings;
 use crate::engine::{Container, Engine, Events, Progress, Wake};
 use crate::feature::grant::EXTRA_FIRMWARE_VOLUME;
 use crate::feature::host;
 use crate::sys::clock::{BootClock, Clock};
+use crate::sys::lock::try_lock;
 use crate::sys::notify;
 use crate::sys::termination::Termination;
 use crate::{Doing, Error, Result, Root};
@@ -25,15 +31,34 @@ use crate::{Doing, Error, Result, Root};
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Between two tries to reach an engine that does not answer.
 const ENGINE_RETRY: Duration = Duration::from_secs(2);
-const KILL_AFTER: Duration = Duration::from_secs(10);
+/// How often it is looked whether somebody asks for an update, and how a trial goes on: one `stat` each.
+const REQUEST_EVERY: Duration = Duration::from_secs(2);
+/// Held for as long as a watcher lives.
+const LOCK: &str = "/run/twinhull/supervisor.lock";
+
+/// Whether a watcher runs.
+///
+/// # Errors
+/// `Failed`, naming the lock, if that cannot be told.
+pub(super) fn is_watched(root: &Root) -> Result<bool> {
+    Ok(try_lock(&root.path(LOCK))?.is_none())
+}
 
 /// Keeps the supervisor container as it should be until this process is asked to end; then stops it.
 ///
 /// An engine that does not answer, an image that is missing and a container that crashes are waited out.
 ///
 /// # Errors
-/// `Failed` only if waiting itself does not work.
+/// `Failed` if another watcher runs; else only if waiting itself does not work.
 pub fn watch(settings: &Settings, root: &Root, termination: &Termination) -> Result<()> {
+    // Twice: whoever asks whether a watcher runs holds it for a moment.
+    let lock = match try_lock(&root.path(LOCK))? {
+        None if !termination.wait(ENGINE_RETRY)? => try_lock(&root.path(LOCK))?,
+        other => other,
+    };
+    let Some(_lock) = lock else {
+        return Err(Error::failed("another `twinhull supervisor run` keeps the supervisor running"));
+    };
     let mut watcher = Watcher::new(settings, root, termination);
     while !termination.wait(Duration::ZERO)? {
         if let Err(e) = watcher.attend() {
@@ -64,7 +89,13 @@ struct Watcher<'a> {
     start_at: Duration,
     unhealthy_since: Option<Duration>,
     archives_loaded: bool,
+    /// A new supervisor that is being tried.
+    trial: Option<Trial>,
+    /// The image of one that failed its trial: removed when the old one runs again.
+    failed_image: Option<String>,
     ready: bool,
+    /// When systemd was last told that we live.
+    fed: Cell<Duration>,
     said: String,
     noted: Vec<String>,
 }
@@ -88,7 +119,10 @@ impl<'a> Watcher<'a> {
             start_at: Duration::ZERO,
             unhealthy_since: None,
             archives_loaded: false,
+            trial: None,
+            failed_image: None,
             ready: false,
+            fed: Cell::default(),
             said: String::new(),
             noted: Vec::new(),
         }
@@ -120,11 +154,22 @@ impl<'a> Watcher<'a> {
     fn tend(&mut self, engine: &Engine, container: Option<&Container>) -> Result<Duration> {
         let now = self.clock.since_boot();
         let health = SupervisorHealth::of(container);
+        self.look_for_request();
+        if !health.runs() && self.running {
+            self.ended(now, &health);
+        }
+        let settle = Duration::from_secs(self.settings.supervisor.update_settle_s);
+        if self.compared
+            && let Some(trial) = &mut self.trial
+        {
+            match trial.judge(&health, now, settle) {
+                Verdict::Wait => {}
+                Verdict::Keep => return Ok(self.keep_new(engine)),
+                Verdict::Back(why) => return Ok(self.go_back(why)),
+            }
+        }
         match &health {
             SupervisorHealth::Missing | SupervisorHealth::Stopped { .. } => {
-                if self.running {
-                    self.ended(now, &health);
-                }
                 let rest = self.start_at.saturating_sub(now);
                 return if rest.is_zero() { self.converge(engine) } else { Ok(rest) };
             }
@@ -144,6 +189,9 @@ impl<'a> Watcher<'a> {
     fn ended(&mut self, now: Duration, how: &SupervisorHealth) {
         self.running = false;
         self.unhealthy_since = None;
+        if let Some(trial) = &mut self.trial {
+            trial.ended();
+        }
         let rest = self.pace.ended(now);
         self.start_at = now.saturating_add(rest);
         self.restarts(how.to_string());
@@ -169,45 +217,46 @@ impl<'a> Watcher<'a> {
 
     /// Makes the container that exists the one that should.
     fn converge(&mut self, engine: &Engine) -> Result<Duration> {
-        let termination = self.termination;
-        let mut on_progress = |progress: &Progress| load_goes_on(termination, progress);
-        let settings = &self.settings.supervisor;
-        let chosen = choose(engine, settings, self.root, self.archives_loaded, &mut on_progress)?;
-        self.archives_loaded = true;
+        let chosen = self.chosen(engine)?;
         if chosen.notes != self.noted {
             chosen.notes.iter().for_each(|note| log::warn!("supervisor: {note}"));
             self.noted.clone_from(&chosen.notes);
         }
         let facts = Facts::gather(chosen.conf, engine, self.settings, self.root);
-        let spec = desired(&facts);
-        let found = engine.container(NAME)?;
-        let action = compare(&spec, &chosen.image, found.as_ref());
-        match &action {
-            Action::Keep => log::info!("supervisor: the container that runs is kept"),
-            Action::Start => log::info!("supervisor: the container that exists is started"),
-            Action::Create => log::info!("supervisor: container created from {}", spec.image),
-            Action::Replace { why } => log::info!("supervisor: container replaced: {why}"),
-        }
-        if matches!(action, Action::Replace { .. }) {
-            engine.remove(NAME).doing(|| "replace the supervisor container")?;
-            self.round_done();
-        }
-        if matches!(action, Action::Replace { .. } | Action::Create) {
-            facts.make_directories().doing(|| "create the supervisor container")?;
-            engine.create(&spec).doing(|| "create the supervisor container")?;
-            self.round_done();
-        }
-        if action != Action::Keep {
-            engine.start(NAME).doing(|| "start the supervisor container")?;
-        }
+        let tick = || self.round_done();
+        make_so(engine, &facts, &chosen.image, self.trial.is_some(), &tick)?;
         (self.compared, self.running) = (true, true);
         self.trouble(None);
+        if let Some(image) = self.failed_image.take().filter(|image| *image != facts.conf.image) {
+            on_trial::remove_image(engine, &image);
+        }
         Ok(Duration::ZERO)
+    }
+
+    /// Which image runs: the one on trial, else the one of `supervisor.conf`.
+    fn chosen(&mut self, engine: &Engine) -> Result<Chosen> {
+        let settings = &self.settings.supervisor;
+        if let Some(trial) = &self.trial {
+            let named = trial.request.named.clone();
+            let now = Conf::load(settings, self.root)?.0.into_iter().next().unwrap_or_default();
+            let image = engine.image(&named.image)?;
+            let image = image.ok_or_else(|| Error::failed(format!("there is no image {}", named.image)))?;
+            let conf = Conf { image: named.image, version: named.version, ..now };
+            return Ok(Chosen { conf, image, notes: Vec::new() });
+        }
+        let termination = self.termination;
+        let mut on_progress = |progress: &Progress| load_goes_on(termination, progress);
+        let chosen = choose(engine, settings, self.root, self.archives_loaded, &mut on_progress)?;
+        self.archives_loaded = true;
+        Ok(chosen)
     }
 
     /// The container could not be made or started, with an engine that answers.
     fn failed(&mut self, e: Error) -> Duration {
         self.running = false;
+        if self.trial.is_some() {
+            return self.go_back(e.to_string());
+        }
         let now = self.clock.since_boot();
         let rest = self.pace.ended(now);
         self.start_at = now.saturating_add(rest);
@@ -229,11 +278,15 @@ impl<'a> Watcher<'a> {
     /// Waits for an event of the container or for `limit`; says whether we are asked to end.
     fn wait(&mut self, events: &mut Events, limit: Duration) -> Result<bool> {
         let end = self.clock.since_boot().saturating_add(limit);
-        let tick = notify::watchdog_interval().unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
+        let end = if self.trial.is_some() { end.min(self.clock.since_boot() + REQUEST_EVERY) } else { end };
+        let tick = notify::watchdog_interval().unwrap_or(REQUEST_EVERY).min(REQUEST_EVERY);
         loop {
             self.round_done();
             if self.termination.wait(Duration::ZERO)? {
                 return Ok(true);
+            }
+            if self.trial.is_none() && Request::is_there(self.root) {
+                return Ok(false);
             }
             let left = end.saturating_sub(self.clock.since_boot());
             if left.is_zero() {
@@ -289,10 +342,13 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    /// We made progress: every wait and every call above is bounded, so the watchdog may know.
+    /// We made progress: every wait and every call above is bounded, so the watchdog may know; not at each look.
     fn round_done(&self) {
-        if notify::watchdog_interval().is_some() {
+        let Some(interval) = notify::watchdog_interval() else { return };
+        let now = self.clock.since_boot();
+        if self.fed.get().is_zero() || now.saturating_sub(self.fed.get()) >= interval / 2 {
             notify::notify("WATCHDOG=1");
+            self.fed.set(now);
         }
     }
 }
@@ -318,7 +374,7 @@ fn load_goes_on(termination: &Termination, progress: &Progress) -> Result<()> {
                 bytes >> 20
             ));
         }
-        Progress::Sent(_) => {}
+        Progress::Sent(_) | Progress::Pulled { .. } => {}
         Progress::Says(text) => {
             log::debug!("supervisor: {text}");
             notify::notify("WATCHDOG=1");

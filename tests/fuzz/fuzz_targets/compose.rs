@@ -3,7 +3,7 @@
 mod lab;
 
 use libfuzzer_sys::fuzz_target;
-use twinhull::compose::{Composition, Node};
+use twinhull::compose::{Composition, Definition, Node};
 use twinhull::feature::label;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -16,5 +16,6 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(composition) = Composition::load(&path) else { return };
     for service in composition.select(None).unwrap_or_default() {
         let _ = (label::features(&service.labels), label::unknown(&service.labels), service.contract());
+        let _ = Definition::of(&service.node);
     }
 });

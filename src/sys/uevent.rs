@@ -1,0 +1,96 @@
+//! The kernel's events about block devices, as a clock on which waiting ends when there is one.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
+
+use super::clock::{BootClock, Clock};
+use super::unix_socket::{Ready, wait};
+use crate::{Doing, Result};
+
+/// The group that the kernel itself sends to; udev's is another.
+const FROM_KERNEL: u32 = 1;
+/// The kernel's own limit for one event. Source: Linux 6.12, `UEVENT_BUFFER_SIZE` and the path before it.
+const EVENT_LEN: usize = 8 * 1024;
+const BLOCK: &[u8] = b"SUBSYSTEM=block";
+/// Without events, as often is looked.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Tells of block devices that come and go from the moment that it is made: so whoever then looks once misses none.
+#[derive(Debug)]
+pub struct BlockEvents(Option<OwnedFd>);
+
+impl BlockEvents {
+    /// Listens. A kernel that has no such events is polled.
+    pub fn listen() -> Self {
+        Self(open().inspect_err(|e| log::warn!("{e}; looking for devices again and again instead")).ok())
+    }
+}
+
+fn open() -> Result<OwnedFd> {
+    let doing = || "listen to the kernel's events";
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket =
+        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(KOBJECT_UEVENT))
+            .doing(doing)?;
+    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, FROM_KERNEL)).doing(doing)?;
+    Ok(socket)
+}
+
+/// Takes all events that wait; says whether one was of a block device. More than the queue holds is taken for one.
+fn take(socket: &OwnedFd) -> bool {
+    let mut event = vec![0; EVENT_LEN];
+    let mut found = false;
+    loop {
+        match rustix::net::recv(socket, event.as_mut_slice(), RecvFlags::empty()) {
+            Ok((n, _)) if n > 0 => {
+                found |= event.get(..n).unwrap_or_default().split(|b| *b == 0).any(|field| field == BLOCK);
+            }
+            Err(rustix::io::Errno::NOBUFS) => found = true,
+            Ok(_) | Err(_) => return found,
+        }
+    }
+}
+
+impl Clock for BlockEvents {
+    fn since_boot(&self) -> Duration {
+        BootClock.since_boot()
+    }
+
+    /// Waits for an event, and at most for `d`.
+    fn sleep(&self, d: Duration) {
+        let Some(socket) = &self.0 else { return BootClock.sleep(d.min(POLL)) };
+        let end = self.since_boot().saturating_add(d);
+        loop {
+            let left = end.saturating_sub(self.since_boot());
+            match wait(Some(socket.as_fd()), None, Some(left)) {
+                Ok(Ready::Input) if !take(socket) => {}
+                Ok(_) => return,
+                Err(_) => return BootClock.sleep(d.min(POLL)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_ends_at_an_event_or_in_time() {
+        let events = BlockEvents::listen();
+        events.sleep(Duration::from_millis(20));
+        BlockEvents(None).sleep(Duration::from_secs(3600));
+        // What the kernel tells when a disk is looked at anew; only root may ask for it, where there is one.
+        let Ok(disks) = super::super::file::list(std::path::Path::new("/sys/block")) else { return };
+        let Some(disk) = disks.first() else { return };
+        if events.0.is_none() || super::super::file::write_setting(&disk.join("uevent"), "change").is_err() {
+            return;
+        }
+        let before = BootClock.since_boot();
+        events.sleep(Duration::from_secs(3600));
+        assert!(BootClock.since_boot() < before + Duration::from_secs(1800));
+    }
+}
