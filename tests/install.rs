@@ -5,23 +5,14 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+#[path = "support/bundle.rs"]
+mod bundle;
 mod support;
+use bundle::bundle;
 use support::{Device, KeyPair, SLOT, outcome, pattern, run, twinhull};
-
-/// A bundle of `image` for `compatible`, signed by `key`.
-fn bundle(dir: &Path, name: &str, image: &[u8], version: &str, compatible: &str, key: &KeyPair) -> PathBuf {
-    let (raw, out) = (dir.join(format!("{name}.img")), dir.join(format!("{name}.bundle")));
-    fs::write(&raw, image).unwrap();
-    let [raw, out_text, secret] = [&raw, &out, &key.secret].map(|p| p.to_str().unwrap());
-    let args =
-        ["--compatible", compatible, "--arch", "amd64", "--level", "3", "--key", secret, "-o", out_text];
-    let made = twinhull(&[&["bundle", "create", "--image", raw, "--version", version], &args[..]].concat());
-    assert!(made.status.success(), "{}", outcome(&made).1);
-    out
-}
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -41,7 +32,7 @@ impl Bench {
 
     fn good(&self, name: &str) -> (Vec<u8>, PathBuf) {
         let image = pattern(3 << 20, 99);
-        let path = bundle(self.dir.path(), name, &image, "2.0.0", "intel-nuc", &self.key);
+        let path = bundle(self.dir.path(), name, &image, &[&self.key], &[]);
         (image, path)
     }
 }
@@ -129,14 +120,18 @@ fn what_is_not_meant_for_this_device_is_refused() {
     let stranger = KeyPair::new(dir, "stranger");
     let image = pattern(1 << 20, 5);
     for (name, path, says) in [
-        ("wrong key", bundle(dir, "key", &image, "2.0.0", "intel-nuc", &stranger), "sign"),
-        ("another type", bundle(dir, "type", &image, "2.0.0", "raspberrypi3", &bench.key), "intel-nuc"),
+        ("wrong key", bundle(dir, "key", &image, &[&stranger], &[]), "sign"),
         (
-            "too large",
-            bundle(dir, "large", &pattern(SLOT + 4096, 5), "2.0.0", "intel-nuc", &bench.key),
-            "slot",
+            "another type",
+            bundle(dir, "type", &image, &[&bench.key], &["--compatible", "raspberrypi3"]),
+            "intel-nuc",
         ),
-        ("a downgrade", bundle(dir, "old", &image, "0.9.0", "intel-nuc", &bench.key), "--allow-downgrade"),
+        ("too large", bundle(dir, "large", &pattern(SLOT + 4096, 5), &[&bench.key], &[]), "slot"),
+        (
+            "a downgrade",
+            bundle(dir, "old", &image, &[&bench.key], &["--version", "0.9.0"]),
+            "--allow-downgrade",
+        ),
     ] {
         let device = bench.device();
         let [slot_a, slot_b] = device.slots();
@@ -222,7 +217,8 @@ fn a_bad_bundle_after_a_good_one_leaves_nothing_armed_that_is_not_whole() {
     let again = device.twinhull(&["install", "--json", path.to_str().unwrap()]);
     assert_eq!(json(&again), serde_json::json!({ "event": "already-armed", "slot": "B" }));
     // Another one that breaks off half way: what was armed is overwritten, so nothing may stay armed.
-    let other = bundle(bench.dir.path(), "other", &pattern(2 << 20, 7), "3.0.0", "intel-nuc", &bench.key);
+    let other =
+        bundle(bench.dir.path(), "other", &pattern(2 << 20, 7), &[&bench.key], &["--version", "3.0.0"]);
     let bytes = fs::read(&other).unwrap();
     fs::write(&other, &bytes[..bytes.len() / 2]).unwrap();
     let output = device.twinhull(&["install", other.to_str().unwrap()]);

@@ -9,8 +9,10 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
+#[path = "support/bundle.rs"]
+mod bundle;
 mod support;
-use support::{Device, KeyPair, outcome, pattern, twinhull};
+use support::{Device, KeyPair, outcome, pattern};
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -35,14 +37,9 @@ impl Bench {
 
     /// Installs version 2.0.0, which provides what `provides` says.
     fn install(&self, provides: &[&str], options: &[&str]) -> Output {
-        let [raw, out] = ["os.img", "os.bundle"].map(|n| self.dir.path().join(n));
-        fs::write(&raw, pattern(1 << 20, 3)).unwrap();
-        let [raw, out, secret] = [&raw, &out, &self.key.secret].map(|p| p.to_str().unwrap());
-        let mut args = vec!["bundle", "create", "--image", raw, "--version", "2.0.0", "--level", "3"];
-        args.extend(["--compatible", "intel-nuc", "--arch", "amd64", "--key", secret, "-o", out]);
-        provides.iter().for_each(|p| args.extend(["--provides", p]));
-        let made = twinhull(&args);
-        assert!(made.status.success(), "{}", outcome(&made).1);
+        let provides: Vec<_> = provides.iter().flat_map(|p| ["--provides", p]).collect();
+        let out = bundle::bundle(self.dir.path(), "os", &pattern(1 << 20, 3), &[&self.key], &provides);
+        let out = out.to_str().unwrap();
         self.device.twinhull(&[&["install", out], options].concat())
     }
 

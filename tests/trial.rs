@@ -8,8 +8,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+#[path = "support/bundle.rs"]
+mod bundle;
 mod support;
-use support::{Device, KeyPair, outcome, pattern, run, twinhull};
+use support::{Device, KeyPair, outcome, pattern, run};
 
 /// A device with a signed bundle for it, and a `systemctl` that only writes down what it was asked.
 struct Bench {
@@ -23,12 +25,8 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let key = KeyPair::new(dir.path(), "fleet");
         let device = Device::new(&[&key]);
-        let [raw, bundle, bin] = ["image", "2.bundle", "systemctl"].map(|name| dir.path().join(name));
-        fs::write(&raw, pattern(1 << 20, 7)).unwrap();
-        let args = ["bundle", "create", "--version", "2.0.0", "--compatible", "intel-nuc", "--arch", "amd64"];
-        let files = [("--image", &raw), ("--key", &key.secret), ("-o", &bundle)];
-        let files = files.iter().flat_map(|(option, path)| [*option, path.to_str().unwrap()]);
-        assert!(twinhull(&args.into_iter().chain(files).collect::<Vec<_>>()).status.success());
+        let bin = dir.path().join("systemctl");
+        let bundle = bundle::bundle(dir.path(), "2", &pattern(1 << 20, 7), &[&key], &[]);
         fs::write(&bin, format!("#!/bin/sh\necho \"$@\" >> {}\n", dir.path().join("asked").display()))
             .unwrap();
         fs::set_permissions(&bin, fs::Permissions::from_mode(0o755)).unwrap();

@@ -49,12 +49,12 @@ pub fn play(lab: &Lab) -> Outcome {
     timeline.note("lab", "base: systemd, dbus, Docker and a kernel from Debian packages");
     lab.base()?;
     let cloud = lab.cloud()?;
-    let root = lab.root(FIRST_VERSION, Fault::None)?;
-    let disk = lab.disk(&root, &cloud)?;
+    let os = lab.os(FIRST_VERSION, Fault::None)?;
+    let disk = lab.disk(&os, &cloud)?;
     timeline.note("lab", "disk of 3 GiB: OS 1.0.0 in slot A, slot B empty, data partition of 160 MiB");
 
     let disk = Disk { file: &disk, format: "raw" };
-    let mut device = Device::switch_on(&disk, &lab.work)?;
+    let mut device = Device::switch_on(lab, &disk)?;
     let told = tell(lab, &cloud, &mut device, &mut timeline);
     if let Err(e) = told {
         eprintln!("\nThe console's last lines:\n{}\n", device.last_lines(30));
@@ -237,8 +237,8 @@ fn first_boot(cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outcome {
 }
 
 fn make_bundle(lab: &Lab, t: &Timeline, version: &str, fault: Fault) -> Outcome {
-    let root = lab.root(version, fault)?;
-    let bytes = lab.bundle(&root, version)?;
+    let os = lab.os(version, fault)?;
+    let bytes = lab.bundle(&os, version)?;
     t.note("lab", &format!("bundle {version} made and signed with minisign's key: {bytes} bytes"));
     Ok(())
 }

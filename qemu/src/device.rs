@@ -2,13 +2,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::Outcome;
+use crate::images::Lab;
 use crate::machine::{Disk, Machine};
 
 /// What the agent says when it is there.
@@ -17,6 +18,8 @@ const AGENT_READY: &str = "lab-agent ready";
 const PROMPT: &str = "root@";
 /// Time that a boot may take on a busy machine.
 pub const BOOT: Duration = Duration::from_secs(600);
+/// Time that QEMU has to start.
+const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
 
 /// A device that is switched on.
@@ -38,10 +41,10 @@ pub struct Answer {
 }
 
 impl Device {
-    /// Switches a NUC on.
-    pub fn switch_on(disk: &Disk, work: &Path) -> Outcome<Self> {
-        let machine = Machine::nuc(disk, work)?;
-        let agent = Agent::connect(&machine.agent, Duration::from_secs(30))?;
+    /// Switches the lab's board on.
+    pub fn switch_on(lab: &Lab, disk: &Disk) -> Outcome<Self> {
+        let machine = Machine::start(lab.board, disk, &lab.work)?;
+        let agent = Agent::connect(&machine.agent, PATIENCE)?;
         Ok(Self { machine, read: 0, agent })
     }
 
@@ -91,11 +94,16 @@ impl Device {
         }
     }
 
+    /// Forgets what the agents of earlier boots have said.
+    pub fn agent_skip(&mut self) {
+        while self.agent.line(Duration::ZERO).is_some() {}
+    }
+
     /// Waits until the agent of a booted system is there.
     pub fn booted(&mut self) -> Outcome {
         let deadline = Instant::now() + BOOT;
         loop {
-            match self.agent.line(POLL)? {
+            match self.agent.line(POLL) {
                 Some(line) if line.ends_with(AGENT_READY) => return Ok(()),
                 Some(_) => {}
                 None => self.check_waiting(deadline, "the system to start")?,
@@ -109,7 +117,7 @@ impl Device {
         // The device's clock and ours differ a little under load.
         let deadline = Instant::now() + patience + Duration::from_secs(60);
         loop {
-            match self.agent.line(POLL)? {
+            match self.agent.line(POLL) {
                 Some(line) if line.ends_with(AGENT_READY) => {
                     return Err(format!("the device restarted during `{command}`"));
                 }
@@ -172,6 +180,9 @@ impl Device {
     }
 
     fn check_waiting(&mut self, deadline: Instant, what: &str) -> Outcome {
+        if self.machine.restart()? {
+            self.agent = Agent::connect(&self.machine.agent, PATIENCE)?;
+        }
         if !self.machine.runs() {
             return Err(format!("QEMU ended while waiting for {what}"));
         }
@@ -249,13 +260,9 @@ impl Agent {
         Ok(token)
     }
 
-    /// The next line, if one comes within `patience`.
-    fn line(&self, patience: Duration) -> Outcome<Option<String>> {
-        match self.lines.recv_timeout(patience) {
-            Ok(line) => Ok(Some(line)),
-            Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Err("QEMU ended".into()),
-        }
+    /// The next line, if one comes within `patience`. What it means that QEMU has ended, the machine knows.
+    fn line(&self, patience: Duration) -> Option<String> {
+        self.lines.recv_timeout(patience).ok()
     }
 }
 

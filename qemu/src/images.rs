@@ -5,14 +5,14 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
+use crate::boards::{Board, System};
 use crate::cloud::{Cloud, Config, Fleet};
-use crate::{Outcome, supervisor_image};
+use crate::{Outcome, boot_partition, disk, supervisor_image};
 
 /// The version that is on the disk as it comes from the maker.
 pub const FIRST_VERSION: &str = "1.0.0";
 /// The supervisor's image, as `qemu/image/device/supervisor.conf` names it.
 const SUPERVISOR: &str = "lab/supervisor:1.0.0";
-const PROGRAMS: &str = "target/x86_64-unknown-linux-musl/release";
 /// The build host's twinhull, which can make bundles.
 const BUILD_HOST: &str = "target/debug/twinhull";
 const CACHE: &str = "target/lab";
@@ -26,6 +26,8 @@ pub enum Fault {
     BrokenInit,
     /// The container engine refuses its configuration.
     NoEngine,
+    /// It stands still, and feeds the watchdog no more.
+    Hang,
 }
 
 impl Fault {
@@ -34,21 +36,32 @@ impl Fault {
             Self::None => "none",
             Self::BrokenInit => "broken-init",
             Self::NoEngine => "no-engine",
+            Self::Hang => "hang",
         }
     }
 }
 
-/// The workshop: the directory of this run, the programs, the signing key.
+/// The workshop for one board: the directory of this run, the programs, the signing key.
 pub struct Lab {
     /// The directory of this run; `qemu/run` removes it.
     pub work: PathBuf,
+    /// What images and bundles are for.
+    pub board: &'static Board,
+}
+
+/// A version of the OS.
+pub struct Os {
+    /// The image of a root slot.
+    pub root: PathBuf,
+    /// Directory with what boots it, for bootloaders that read nothing but FAT.
+    boot_files: PathBuf,
 }
 
 impl Lab {
     /// Opens the directory that `qemu/run` made, and makes the signing key with the real minisign.
-    pub fn open() -> Outcome<Self> {
+    pub fn open(board: &'static Board) -> Outcome<Self> {
         let work = std::env::var_os("LAB_WORK").ok_or("LAB_WORK is not set: start this with qemu/run")?;
-        let lab = Self { work: work.into() };
+        let lab = Self { work: Path::new(&work).join(board.name), board };
         std::fs::create_dir_all(lab.bundles())
             .map_err(|e| format!("make {}: {e}", lab.bundles().display()))?;
         run(Command::new("minisign")
@@ -65,77 +78,113 @@ impl Lab {
         self.work.join(name)
     }
 
+    /// Where bundles are: served by the cloud's stand-in, or on the data partition of a board without a network.
     fn bundles(&self) -> PathBuf {
-        self.file("bundles")
+        self.file(if self.board.has_network() { "bundles" } else { "data/bundles" })
+    }
+
+    /// What `twinhull install` is given on the device.
+    pub fn bundle_address(&self, cloud: &Cloud, version: &str) -> String {
+        match self.board.has_network() {
+            true => bundle_url(cloud, version),
+            false => format!("/mnt/data/bundles/{version}.bundle"),
+        }
     }
 
     /// The cloud API's stand-in, with the lab's fleet and its bundles.
     pub fn cloud(&self) -> Outcome<Cloud> {
-        let fleet = Fleet { id: 1, key: "lab-provisioning-key".into(), device_type: "intel-nuc".into() };
+        let fleet =
+            Fleet { id: 1, key: "lab-provisioning-key".into(), device_type: self.board.device_type.into() };
         let config =
             Config::new("127.0.0.1:0").fleet(fleet).files(self.bundles()).log(self.file("cloud.log"));
         Cloud::start(config).map_err(|e| format!("start the cloud server: {e}"))
     }
 
-    /// Makes the base root file system, unless it is there.
+    /// Makes what every version of the OS is made from, unless it is there.
     pub fn base(&self) -> Outcome {
-        run(script("base").arg(CACHE)).map(drop)
+        match self.board.system {
+            System::Debian => run(script("base").arg(CACHE)),
+            System::Small { .. } => run(script("arm/base").arg(CACHE)),
+        }
+        .map(drop)
     }
 
-    /// Makes the root image of an OS version.
-    pub fn root(&self, version: &str, fault: Fault) -> Outcome<PathBuf> {
-        let out = self.file(&format!("root-{version}.ext4"));
-        run(script("root")
-            .arg(CACHE)
-            .arg(program("twinhull"))
-            .arg(self.file("lab.pub"))
-            .args([version, fault.word()])
-            .arg(&out))?;
-        Ok(out)
+    /// Makes a version of the OS.
+    pub fn os(&self, version: &str, fault: Fault) -> Outcome<Os> {
+        let out = self.file(&format!("os-{version}"));
+        match self.board.system {
+            System::Debian => run(script("root")
+                .arg(CACHE)
+                .arg(self.program("twinhull"))
+                .arg(self.file("lab.pub"))
+                .args([version, fault.word()])
+                .arg(&out)),
+            System::Small { kernel, modules } => run(script("arm/root")
+                .arg(CACHE)
+                .arg(self.programs())
+                .arg(self.file("lab.pub"))
+                .args([version, fault.word(), kernel, modules])
+                .arg(&out)),
+        }?;
+        Ok(Os { root: out.join("root.ext4"), boot_files: out.join("boot") })
     }
 
-    /// Makes the disk as it comes from the maker, for a device that will register with `cloud`.
-    pub fn disk(&self, root: &Path, cloud: &Cloud) -> Outcome<PathBuf> {
-        let config = json!({
-            "apiEndpoint": guest_url(cloud, ""),
-            "apiKey": "lab-provisioning-key",
-            "applicationId": 1,
-            "deviceType": "intel-nuc",
-        });
-        let config_json = self.file("config.json");
-        std::fs::write(&config_json, config.to_string()).map_err(|e| format!("write config.json: {e}"))?;
-        let archive = self.file("supervisor.tar");
-        supervisor_image::write_archive(&program("lab-supervisor"), SUPERVISOR, &archive)
-            .map_err(|e| format!("make the supervisor's image: {e}"))?;
+    /// Makes the disk as it comes from the maker, with `os` in slot A; a device with a supervisor will register with `cloud`.
+    pub fn disk(&self, os: &Os, cloud: &Cloud) -> Outcome<PathBuf> {
+        let mut config = json!({ "deviceType": self.board.device_type });
+        let directory = |name: &str| {
+            let path = self.file(name);
+            std::fs::create_dir_all(&path).map(|()| path).map_err(|e| format!("make {name}: {e}"))
+        };
+        let (boot, data) = (directory("boot")?, directory("data")?);
+        if self.board.system.has_engine() {
+            config["apiEndpoint"] = guest_url(cloud, "").into();
+            config["apiKey"] = "lab-provisioning-key".into();
+            config["applicationId"] = 1.into();
+            let archive = directory("data/supervisor")?.join("supervisor.tar");
+            supervisor_image::write_archive(&self.program("lab-supervisor"), SUPERVISOR, &archive)
+                .map_err(|e| format!("make the supervisor's image: {e}"))?;
+        }
+        boot_partition::fill(self.board, &boot, &os.boot_files, &config.to_string())?;
         let out = self.file("disk.img");
-        run(script("disk").arg(root).arg(config_json).arg(archive).arg(&out))?;
+        let slot_boots = [directory("boot-a")?, directory("boot-b")?];
+        for (slot, files) in slot_boots.iter().enumerate() {
+            boot_partition::fill_slot(self.board, slot, files, &os.boot_files)?;
+        }
+        let [a, b] = &slot_boots;
+        let content = disk::Content { boot: &boot, slot_boots: [a, b], root: &os.root, data: &data };
+        disk::make(self.board.layout, &content, &self.work, &out)?;
         Ok(out)
     }
 
-    /// Makes and signs the bundle of a root image; `cloud` serves it. Returns its size in bytes.
-    pub fn bundle(&self, root: &Path, version: &str) -> Outcome<u64> {
+    /// Makes and signs the bundle of a version of the OS; `cloud` serves it. Returns its size in bytes.
+    pub fn bundle(&self, os: &Os, version: &str) -> Outcome<u64> {
         let out = self.bundles().join(format!("{version}.bundle"));
-        // A low level: in the lab the time to make a bundle counts for more than its size.
-        run(Command::new(BUILD_HOST)
-            .args([
-                "--quiet",
-                "bundle",
-                "create",
-                "--version",
-                version,
-                "--compatible",
-                "intel-nuc",
-                "--level",
-                "3",
-            ])
-            .arg("--image")
-            .arg(root)
-            .arg("--key")
-            .arg(self.file("lab.key"))
-            .arg("--output")
-            .arg(&out))?;
+        let mut create = Command::new(BUILD_HOST);
+        create
+            .args(["--quiet", "bundle", "create", "--version", version])
+            .args(["--compatible", self.board.device_type, "--arch", self.board.arch()])
+            // A low level: in the lab the time to make a bundle counts for more than its size.
+            .args(["--level", "3", "--image"])
+            .arg(&os.root);
+        if self.board.bootloader.boots_from_fat() {
+            create.arg("--boot-dir").arg(&os.boot_files);
+        }
+        run(create.arg("--key").arg(self.file("lab.key")).arg("--output").arg(&out))?;
         let meta = std::fs::metadata(&out).map_err(|e| format!("{}: {e}", out.display()))?;
         Ok(meta.len())
+    }
+
+    /// A program for this board.
+    fn program(&self, name: &str) -> PathBuf {
+        self.programs().join(name)
+    }
+
+    fn programs(&self) -> &'static Path {
+        Path::new(match self.board.system {
+            System::Debian => "target/x86_64-unknown-linux-musl/release",
+            System::Small { .. } => "target/aarch64-unknown-linux-musl/release",
+        })
     }
 }
 
@@ -147,10 +196,6 @@ pub fn bundle_url(cloud: &Cloud, version: &str) -> String {
 /// QEMU's user network shows the host's loopback as 10.0.2.2.
 fn guest_url(cloud: &Cloud, path: &str) -> String {
     format!("http://10.0.2.2:{}{path}", cloud.address().port())
-}
-
-fn program(name: &str) -> PathBuf {
-    Path::new(PROGRAMS).join(name)
 }
 
 fn script(name: &str) -> Command {

@@ -1,19 +1,23 @@
 //! A board in QEMU: started, killed, its processor time taken.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Outcome;
-
-const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
-const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+use crate::boards::{Board, Bootloader};
+use crate::boot_rom::BootRom;
+use crate::hardware::{self, words};
 
 /// A running QEMU; killed when dropped.
 pub struct Machine {
     process: Child,
+    arguments: Vec<String>,
+    rom: Option<BootRom>,
+    /// What QEMU itself complains of.
+    errors: PathBuf,
     /// What the serial console said since this machine was switched on.
     pub console: PathBuf,
     /// Socket of the serial console, for input.
@@ -31,13 +35,8 @@ pub struct Disk<'a> {
 }
 
 impl Machine {
-    /// Switches a NUC on. `work` is where its console log, sockets and firmware variables are.
-    pub fn nuc(disk: &Disk, work: &Path) -> Outcome<Self> {
-        let variables = work.join("firmware-variables.fd");
-        if !variables.exists() {
-            std::fs::copy(FIRMWARE_VARIABLES, &variables)
-                .map_err(|e| format!("{FIRMWARE_VARIABLES}: {e}"))?;
-        }
+    /// Switches a board on. `work` is where its console log, sockets and firmware variables are.
+    pub fn start(board: &Board, disk: &Disk, work: &Path) -> Outcome<Self> {
         let (console, serial, agent) =
             (work.join("console.log"), work.join("serial.sock"), work.join("agent.sock"));
         for stale in [&console, &serial, &agent] {
@@ -48,46 +47,37 @@ impl Machine {
                 Ok(()) | Err(_) => {}
             }
         }
-        let errors = File::create(work.join("qemu.log")).map_err(|e| format!("qemu.log: {e}"))?;
-        // setpriv: whichever way this program ends, QEMU ends with it.
-        let process = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-display", "none"])
-            .args([
-                "-machine",
-                "q35",
-                "-accel",
-                "tcg,thread=multi,tb-size=512",
-                "-cpu",
-                "Nehalem",
-                "-smp",
-                "2",
-                "-m",
-                "1024",
-            ])
-            .args(["-drive", &format!("if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}")])
-            .args(["-drive", &format!("if=pflash,format=raw,unit=1,file={}", variables.display())])
-            .args(["-drive", &format!("if=none,id=d0,format={},file={}", disk.format, disk.file.display())])
-            .args(["-device", "nvme,drive=d0,serial=s0,bootindex=1"])
-            .args(["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="])
-            .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
-            .args(["-chardev", &format!("socket,id=agent,path={},server=on,wait=off", agent.display())])
-            .args(["-device", "virtconsole,chardev=agent"])
-            .args(["-device", "i6300esb", "-action", "watchdog=reset"])
-            .args([
-                "-chardev",
-                &format!(
-                    "socket,id=serial,path={},server=on,wait=off,logfile={}",
-                    serial.display(),
-                    console.display()
-                ),
-            ])
-            .args(["-serial", "chardev:serial"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(errors)
-            .spawn()
-            .map_err(|e| format!("start QEMU: {e}"))?;
-        Ok(Self { process, console, serial, agent })
+        let socket =
+            |id: &str, path: &Path| format!("socket,id={id},path={},server=on,wait=off", path.display());
+        let mut arguments = hardware::arguments(board, disk, work)?;
+        arguments.extend(words(&format!(
+            "-nodefaults -display none -action watchdog=reset -chardev {} \
+             -chardev {},logfile={},logappend=on",
+            socket("agent", &agent),
+            socket("serial", &serial),
+            console.display()
+        )));
+        let rom = match board.bootloader {
+            Bootloader::Tryboot => Some(BootRom::new(disk.file, board.layout, work)),
+            _ => None,
+        };
+        let errors = work.join("qemu.log");
+        let process = power_on(&arguments, rom.as_ref(), &console, &errors)?;
+        Ok(Self { process, arguments, rom, errors, console, serial, agent })
+    }
+
+    /// Starts it again if it has ended where a boot ROM would go on; whether it did.
+    pub fn restart(&mut self) -> Outcome<bool> {
+        // A QEMU that could not start would not start again.
+        let ended_well = matches!(self.process.try_wait(), Ok(Some(status)) if status.success());
+        if self.rom.is_none() || !ended_well {
+            return Ok(false);
+        }
+        let ended = read_console(&self.console)?.contains("reboot: Power down");
+        if !ended {
+            self.process = power_on(&self.arguments, self.rom.as_ref(), &self.console, &self.errors)?;
+        }
+        Ok(!ended)
     }
 
     /// Processor time that it used so far, in seconds.
@@ -129,6 +119,42 @@ impl Drop for Machine {
         // It may have ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Starts QEMU; where there is a boot ROM, with what it loads.
+fn power_on(arguments: &[String], rom: Option<&BootRom>, console: &Path, errors: &Path) -> Outcome<Child> {
+    let mut arguments = arguments.to_vec();
+    if let Some(rom) = rom {
+        let said = read_console(console)?;
+        let start = rom.power_on(BootRom::is_asked_to_try(&said))?;
+        let mut log = File::options().create(true).append(true).open(console);
+        let told = log
+            .as_mut()
+            .map_err(|e| e.to_string())
+            .and_then(|log| writeln!(log, "{}", start.said).map_err(|e| e.to_string()));
+        told.map_err(|e| format!("{}: {e}", console.display()))?;
+        arguments.extend(start.kernel);
+    }
+    let errors =
+        File::options().create(true).append(true).open(errors).map_err(|e| format!("qemu.log: {e}"))?;
+    // setpriv: whichever way this program ends, QEMU ends with it.
+    Command::new("setpriv")
+        .args(["--pdeathsig", "KILL"])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(errors)
+        .spawn()
+        .map_err(|e| format!("start QEMU: {e}"))
+}
+
+/// What the console has said; nothing if it is not there yet.
+fn read_console(console: &Path) -> Outcome<String> {
+    match std::fs::read(console) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).replace('\r', "")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(e) => Err(format!("{}: {e}", console.display())),
     }
 }
 

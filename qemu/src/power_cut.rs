@@ -14,6 +14,7 @@ use crate::Outcome;
 use crate::cloud::Cloud;
 use crate::device::{BOOT, Device};
 use crate::images::{FIRST_VERSION, Fault, Lab, bundle_url, run};
+use crate::layout::Role;
 use crate::machine::Disk;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -23,9 +24,8 @@ const NEXT: &str = "2.0.0";
 const AFTER_INSTALL: usize = 6;
 /// Of the moments of an install, how many of ten lie in the reading back.
 const READ_BACK_TENTHS: usize = 3;
-/// Where the slots begin on the disk, in MiB, and their length: as in `qemu/image/disk`.
-const SLOTS_MIB: [(&str, u64); 2] = [("A", 65), ("B", 465)];
-const SLOT_MIB: u64 = 400;
+/// The slots, in the order of their partitions.
+const SLOTS: [&str; 2] = ["A", "B"];
 
 /// When the plug is pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,14 +114,14 @@ impl<'a> Sweep<'a> {
         println!("images and bundle");
         lab.base()?;
         let cloud = lab.cloud()?;
-        let first = lab.root(FIRST_VERSION, Fault::None)?;
-        let next = lab.root(NEXT, Fault::None)?;
+        let first = lab.os(FIRST_VERSION, Fault::None)?;
+        let next = lab.os(NEXT, Fault::None)?;
         lab.bundle(&next, NEXT)?;
         let base = lab.disk(&first, &cloud)?;
-        let digests = [(digest(&first)?, FIRST_VERSION), (digest(&next)?, NEXT)];
+        let digests = [(digest(&first.root)?, FIRST_VERSION), (digest(&next.root)?, NEXT)];
 
         println!("first boot, to a device at rest");
-        let mut device = Device::switch_on(&Disk { file: &base, format: "raw" }, &lab.work)?;
+        let mut device = Device::switch_on(lab, &Disk { file: &base, format: "raw" })?;
         device.booted()?;
         healthy(&mut device)?;
         device.start("poweroff")?;
@@ -148,7 +148,7 @@ impl<'a> Sweep<'a> {
 
     /// Boots the device, until its network is there.
     fn switch_on(&self) -> Outcome<Device> {
-        let mut device = Device::switch_on(&Disk { file: &self.overlay(), format: "qcow2" }, &self.lab.work)?;
+        let mut device = Device::switch_on(self.lab, &Disk { file: &self.overlay(), format: "qcow2" })?;
         device.booted()?;
         self.wait_for_network(&mut device)?;
         Ok(device)
@@ -208,11 +208,12 @@ impl<'a> Sweep<'a> {
     fn slots(&self) -> Outcome<[Option<&'static str>; 2]> {
         let mut versions = [None, None];
         let part = self.lab.file("slot.raw");
-        for (version, (_, start)) in versions.iter_mut().zip(SLOTS_MIB) {
+        for (n, version) in versions.iter_mut().enumerate() {
+            let place = self.lab.board.layout.place(Role::Root(n)).ok_or("the disk lacks a slot")?;
             let slot = format!(
                 "driver=raw,offset={},size={},file.driver=qcow2,file.file.driver=file,file.file.filename={}",
-                start << 20,
-                SLOT_MIB << 20,
+                place.start_mib << 20,
+                place.len_mib << 20,
                 self.overlay().display()
             );
             run(Command::new("qemu-img").args(["convert", "-O", "raw", "--image-opts", &slot]).arg(&part))?;
@@ -224,7 +225,7 @@ impl<'a> Sweep<'a> {
 
     /// The slot that runs is whole, and of the version that it says.
     fn check_whole(&self, status: &Value, slots: &[Option<&'static str>; 2]) -> Outcome {
-        let slot = SLOTS_MIB.iter().position(|(name, _)| status["os"]["slot"] == *name);
+        let slot = SLOTS.iter().position(|name| status["os"]["slot"] == *name);
         match slot.and_then(|n| slots.get(n).copied().flatten()) {
             Some(version) if status["os"]["version"] == version => Ok(()),
             Some(_) | None => Err(format!("it runs a slot that is no whole version: {status}")),
@@ -302,10 +303,10 @@ fn progress(said: &str, key: &str) -> Option<u64> {
 }
 
 fn described(slots: &[Option<&'static str>; 2]) -> String {
-    let words: Vec<String> = SLOTS_MIB
+    let words: Vec<String> = SLOTS
         .iter()
         .zip(slots)
-        .map(|((name, _), version)| format!("{name} {}", version.unwrap_or("not whole")))
+        .map(|(name, version)| format!("{name} {}", version.unwrap_or("not whole")))
         .collect();
     words.join(", ")
 }

@@ -47,14 +47,18 @@ impl Drop for Raw {
 pub fn open(lab: &Lab) -> Outcome {
     lab.base()?;
     let cloud = lab.cloud()?;
-    let root = lab.root(FIRST_VERSION, Fault::None)?;
-    let disk = lab.disk(&root, &cloud)?;
-    let next = lab.root("2.0.0", Fault::None)?;
+    let os = lab.os(FIRST_VERSION, Fault::None)?;
+    let disk = lab.disk(&os, &cloud)?;
+    let next = lab.os("2.0.0", Fault::None)?;
     lab.bundle(&next, "2.0.0")?;
-    println!("A NUC starts with OS 1.0.0. To update it:  twinhull install {}", bundle_url(&cloud, "2.0.0"));
+    println!(
+        "{} starts with OS 1.0.0. To update it:  twinhull install {}",
+        lab.board.name,
+        bundle_url(&cloud, "2.0.0")
+    );
     println!("Ctrl-] or `poweroff` ends this.\n");
 
-    let mut device = Device::switch_on(&Disk { file: &disk, format: "raw" }, &lab.work)?;
+    let mut device = Device::switch_on(lab, &Disk { file: &disk, format: "raw" })?;
     let console = UnixStream::connect(&device.machine.serial).map_err(|e| format!("the console: {e}"))?;
     let mut from_device = console.try_clone().map_err(|e| format!("the console: {e}"))?;
     std::thread::spawn(move || {

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::Outcome;
+use crate::disk::mtools;
 use crate::images::{Lab, run};
 use crate::machine::{Disk, Machine};
 
@@ -20,7 +21,7 @@ const START_BYTES: u64 = 1024 * 1024;
 /// Starting the firmware and GRUB on a busy machine, and 25 rows.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The modules of `qemu/image/disk`, and what the driver needs besides.
+/// The modules of `boot_partition`, and what the driver needs besides.
 const MODULES: &str = "part_gpt part_msdos fat ext2 normal linux echo test regexp loadenv probe sleep reboot serial \
                        terminal configfile halt loopback tar";
 
@@ -68,7 +69,7 @@ pub fn compare(lab: &Lab) -> Outcome {
     std::fs::create_dir_all(&directory).map_err(|e| format!("make {}: {e}", directory.display()))?;
     let disk = make_disk(&directory, &rows)?;
 
-    let mut machine = Machine::nuc(&Disk { file: &disk, format: "raw" }, &lab.work)?;
+    let mut machine = Machine::start(lab.board, &Disk { file: &disk, format: "raw" }, &lab.work)?;
     let off = machine.wait_off(PATIENCE);
     let console = std::fs::read(&machine.console).map_err(|e| format!("the console: {e}"))?;
     let console = String::from_utf8_lossy(&console).into_owned();
@@ -217,13 +218,6 @@ fn make_block(block: &Path, row: &Row) -> Outcome {
 /// mtools' name of the boot partition on the disk.
 fn partition(disk: &Path) -> String {
     format!("{}@@{START_BYTES}", disk.display())
-}
-
-fn mtools(name: &str) -> Command {
-    let mut command = Command::new(name);
-    // Its own check of sizes does not know partitions inside of images.
-    command.env("MTOOLS_SKIP_CHECK", "1");
-    command
 }
 
 /// What is different about a row, if anything is.

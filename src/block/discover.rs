@@ -356,19 +356,28 @@ fn label_of(name: &str, file_system: &str) -> String {
 }
 
 /// Where the table gives no names (MBR), the slots are the two partitions after the boot partition, A first: so
-/// balenaOS's bootloader scripts count, and the labels inside the slots cannot be relied on.
+/// balenaOS's bootloader scripts count, and the labels inside the slots cannot be relied on. FAT partitions that follow the
+/// boot partition at once belong to it: each slot's kernel is in one where the firmware reads nothing else (tryboot).
 fn name_roots_by_place(partitions: &mut [Partition]) {
     let roots = Slot::ALL.map(label::root);
     if partitions.iter().any(|p| roots.contains(&p.name.as_str())) {
         return;
     }
     let Some(boot) = partitions.iter().find(|p| p.label == label::BOOT).map(|p| p.number) else { return };
+    let is_fat = |number: u32| {
+        let mut there = partitions.iter().filter(|p| p.number == number);
+        there.any(|p| p.file_system.as_ref().is_some_and(|s| s.kind == superblock::Kind::Vfat))
+    };
+    let last_fat = (boot..).take_while(|n| is_fat(*n)).last().unwrap_or(boot);
+    // The container of logical partitions has a number, too, and is none of them.
+    let next = partitions.iter().map(|p| p.number).filter(|n| *n > last_fat).min();
+    let first = if last_fat == boot { Some(boot + 1) } else { next };
     for partition in partitions {
-        let place = partition.number.checked_sub(boot);
+        let place = first.and_then(|first| partition.number.checked_sub(first));
         match (place, partition.label.as_str()) {
             (_, label::STATE | label::DATA) => {}
-            (Some(1), _) => partition.label = label::root(Slot::A).into(),
-            (Some(2), _) => partition.label = label::root(Slot::B).into(),
+            (Some(0), _) => partition.label = label::root(Slot::A).into(),
+            (Some(1), _) => partition.label = label::root(Slot::B).into(),
             (_, l) if roots.contains(&l) => partition.label.clear(),
             _ => {}
         }

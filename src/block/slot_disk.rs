@@ -1,13 +1,19 @@
 //! The proof that a slot holds what it should.
 
+use std::sync::mpsc::{channel, sync_channel};
+use std::thread;
+
 use sha2::{Digest as _, Sha256};
 
 use super::Disk;
 use crate::model::{Digest, Slot};
-use crate::{Error, Result};
+use crate::sys::direct::Buffer;
+use crate::{Doing, Error, Result};
 
 /// Bytes read in one go.
 const STEP: usize = 1024 * 1024;
+/// Steps that may wait to be hashed.
+const WAITING: usize = 2;
 
 /// Proof that a slot's image was read from the medium and is the one meant. Only [`read_back`] makes it, and
 /// only with it can a slot be armed.
@@ -53,23 +59,38 @@ pub fn read_back(
     }
 }
 
-/// The digest of the first `len_bytes` of a disk; `progress` is told the bytes read so far.
+/// The digest of the first `len_bytes` of a disk; `progress` is told the bytes read so far. One thread reads, another hashes.
 ///
 /// # Errors
 /// `Failed` if the disk cannot be read or is too short.
 pub fn digest_of(disk: &mut impl Disk, len_bytes: u64, mut progress: impl FnMut(u64)) -> Result<Digest> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; STEP];
-    let mut offset = 0;
-    while offset < len_bytes {
-        let n = usize::try_from(len_bytes - offset).map_or(STEP, |left| left.min(STEP));
-        let (step, _) = buffer.split_at_mut(n);
-        disk.read_at(offset, step)?;
-        hash.update(&*step);
-        offset += n as u64;
-        progress(offset);
-    }
-    Ok(Digest(hash.finalize().into()))
+    let (full, filled) = sync_channel::<(Buffer, usize)>(WAITING);
+    let (done, again) = channel();
+    thread::scope(|scope| {
+        let hash = move || {
+            let mut hash = Sha256::new();
+            for (buffer, len) in filled {
+                hash.update(buffer.get(..len).unwrap_or_default());
+                // The reader may have come to its end.
+                let _ = done.send(buffer);
+            }
+            Digest(hash.finalize().into())
+        };
+        let hasher = thread::Builder::new().spawn_scoped(scope, hash).doing(|| "start a thread")?;
+        let mut offset = 0;
+        while offset < len_bytes {
+            let n = usize::try_from(len_bytes - offset).map_or(STEP, |left| left.min(STEP));
+            let mut buffer = again.try_recv().unwrap_or_else(|_| Buffer::new(STEP));
+            disk.read_at(offset, buffer.get_mut(..n).unwrap_or_default())?;
+            offset += n as u64;
+            progress(offset);
+            if full.send((buffer, n)).is_err() {
+                break;
+            }
+        }
+        drop(full);
+        hasher.join().map_err(|_| Error::inconsistent("hashing ended early"))
+    })
 }
 
 #[cfg(test)]

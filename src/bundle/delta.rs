@@ -8,9 +8,10 @@ use std::ops::Range;
 
 use zstd::zstd_safe::DCtx;
 
-use super::fetch::{self, Meter};
+use super::fetch::Meter;
 use super::frames::{as_prefix, decompress};
 use super::index::{self, BLOCK_LEN, Fields, Index, PREFIX_BLOCKS_MAX, Run};
+use super::merge::merge;
 use super::source::Source;
 use crate::model::Digest;
 use crate::{Doing, Error, Result};
@@ -109,7 +110,7 @@ impl Delta {
             frames.iter().filter_map(|n| self.frames.get(*n)).map(|f| self.place(f)).collect();
         let total = self.source.len_bytes().unwrap_or(u64::MAX);
         let ranges = match self.source.is_worth_skipping() {
-            true => fetch::merge(&wanted, self.source.meter().bytes_per_request(), total),
+            true => merge(&wanted, self.source.meter().bytes_per_request(), total),
             false => wanted,
         };
         let bytes = ranges.iter().map(|r| r.end - r.start).sum();

@@ -9,19 +9,18 @@ use std::ops::Range;
 use std::time::Duration;
 
 use ureq::Body;
-use ureq::http::{HeaderMap, Response, StatusCode};
+use ureq::http::Response;
 
 use super::address::{Address, NoAnswer, Token};
+use super::answer::{Trouble, changed, content_range, identity_of, refused, text_of, why};
 use crate::sys::clock::{BootClock, Clock};
-use crate::sys::http::{self, HttpSettings};
+use crate::sys::http::HttpSettings;
 use crate::{Error, Result};
 
 /// The first request, and any that nothing was planned for: manifest and signatures are about as long.
 const FIRST_BYTES: u64 = 4096;
 /// A request is for at least so much, if so much is planned. It bounds what a killed process fetched in vain.
 const REQUEST_BYTES: u64 = 128 * 1024;
-/// A gap up to this is always read over: a request and its answer have about as many bytes.
-const GAP_BYTES: u64 = 1024;
 /// No link is taken for faster, in bytes a second: what requests saved would gain there is less than anybody notices.
 const RATE_MAX: f64 = 50e6;
 /// A connection that brought so much before it broke is worth opening again at once.
@@ -69,7 +68,7 @@ struct File {
 
 /// An answer that is being read.
 struct Answer {
-    body: Box<dyn Read>,
+    body: Box<dyn Read + Send>,
     /// Where the next byte of it belongs.
     at: u64,
     /// Where it ends, if the server said.
@@ -388,142 +387,9 @@ impl Answer {
     }
 }
 
-/// Joins what is wanted where a request more would cost more than the bytes between, as long as all together takes no
-/// longer than one whole download of `total` bytes. `wanted` is in ascending order; a request costs as much time as
-/// `per_request` bytes.
-pub fn merge(wanted: &[Range<u64>], per_request: u64, total: u64) -> Vec<Range<u64>> {
-    let mut gap = GAP_BYTES;
-    loop {
-        let mut merged: Vec<Range<u64>> = Vec::new();
-        for range in wanted {
-            match merged.last_mut() {
-                Some(last) if range.start <= last.end.saturating_add(gap) => {
-                    last.end = last.end.max(range.end)
-                }
-                _ => merged.push(range.clone()),
-            }
-        }
-        let bytes: u64 = merged.iter().map(|r| r.end - r.start).sum();
-        let cost = (merged.len() as u64).saturating_mul(per_request).saturating_add(bytes);
-        if merged.len() <= 1 || cost <= total.saturating_add(per_request) {
-            return merged;
-        }
-        gap = gap.saturating_mul(2);
-    }
-}
-
 /// The refusal of a download that is too large.
 pub fn too_much(bytes: u64, max: u64) -> Error {
     Error::refused(format!(
         "{bytes} bytes would be fetched, at most {max} are allowed; raise --max-download, or install from a file"
     ))
-}
-
-enum Trouble {
-    /// It may go away by itself; the server may have said after how long.
-    Passing(String, Option<Duration>),
-    Final(Error),
-}
-
-fn refused(status: StatusCode, headers: &HeaderMap, under_way: bool) -> Trouble {
-    let text = format!("the server says {status}; {}", advice(status.as_u16()));
-    match status.as_u16() {
-        408 | 429 | 500..=599 if under_way => {
-            let pause = text_of(headers, "retry-after").and_then(|s| s.parse().ok()).map(Duration::from_secs);
-            Trouble::Passing(text, pause)
-        }
-        412 | 416 if under_way => changed(),
-        _ => Trouble::Final(Error::failed(text)),
-    }
-}
-
-const fn advice(status: u16) -> &'static str {
-    match status {
-        401 | 403 => {
-            "it wants to know who asks, or does not let us: check the address, and the token (bundle.token_file, sent \
-             over https only) or client certificate"
-        }
-        404 | 410 => "check the address",
-        407 => "the proxy wants credentials: check http_proxy",
-        416 => "the file there is empty: see that the bundle was uploaded",
-        429 | 500..=599 => "try again later",
-        _ => "a bundle was expected: check the address",
-    }
-}
-
-fn changed() -> Trouble {
-    Trouble::Final(Error::failed(
-        "the file on the server is another one than when the download began; install again",
-    ))
-}
-
-fn why(e: &io::Error, stall: Duration) -> String {
-    match e.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>()) {
-        Some(ureq::Error::Timeout(_)) => format!("nothing came for {} s", stall.as_secs_f32()),
-        Some(other) => http::reason(other),
-        None => e.to_string(),
-    }
-}
-
-fn text_of(headers: &HeaderMap, name: &str) -> Option<String> {
-    headers.get(name).and_then(|v| v.to_str().ok()).map(|v| v.trim().to_owned())
-}
-
-/// What `If-Range` may be asked with: a strong ETag, else the time of the last change (RFC 9110, 13.1.5).
-fn identity_of(headers: &HeaderMap) -> Option<String> {
-    text_of(headers, "etag").filter(|tag| tag.starts_with('"')).or_else(|| text_of(headers, "last-modified"))
-}
-
-/// `bytes 0-99/1000` as the range, and the length of the whole.
-fn content_range(text: &str) -> Option<(Range<u64>, u64)> {
-    let (range, len) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last, len): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, len.parse().ok()?);
-    (first <= last && last < len).then(|| (first..last + 1, len))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_ranges_are_read_strictly() {
-        assert_eq!(content_range("bytes 0-99/1000"), Some((0..100, 1000)));
-        assert_eq!(content_range("bytes 999-999/1000"), Some((999..1000, 1000)));
-        for bad in
-            ["", "bytes 0-99/*", "bytes 5-4/10", "bytes 0-10/10", "items 0-1/2", "bytes */10", "bytes 1/2-3"]
-        {
-            assert_eq!(content_range(bad), None, "{bad}");
-        }
-        assert_eq!(content_range(&format!("bytes 0-{}/{}", u64::MAX, u64::MAX)), None);
-    }
-
-    #[test]
-    fn ranges_are_merged_only_as_far_as_time_asks() {
-        let wanted: Vec<_> = (0..100).map(|i| i * 100_000..i * 100_000 + 1000).collect();
-        let total = 10_000_000;
-        // A quick server: each range is asked for by itself.
-        assert_eq!(merge(&wanted, 0, total), wanted);
-        assert_eq!(merge(&wanted, 1000, total), wanted);
-        // A slow one: few requests, and in all never longer than the whole would take.
-        for per_request in [100_000, 1_000_000, 50_000_000] {
-            let merged = merge(&wanted, per_request, total);
-            let bytes: u64 = merged.iter().map(|r| r.end - r.start).sum();
-            assert!(merged.len() as u64 * per_request + bytes <= total + per_request, "{per_request}");
-            assert!(wanted.iter().all(|w| merged.iter().any(|m| m.start <= w.start && w.end <= m.end)));
-        }
-        assert_eq!(merge(&[], 10, total), []);
-    }
-
-    #[test]
-    fn what_identifies_a_file_is_strong() {
-        let with = |name: &'static str, value: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(name, value.parse().unwrap());
-            identity_of(&headers)
-        };
-        assert_eq!(with("etag", "\"x\"").as_deref(), Some("\"x\""));
-        assert_eq!(with("etag", "W/\"x\""), None);
-        assert_eq!(with("last-modified", "yesterday").as_deref(), Some("yesterday"));
-    }
 }

@@ -8,27 +8,27 @@ use super::index::{self, BLOCK_LEN, Index};
 use crate::model::payload::BLOCK_BYTES;
 use crate::{Error, Result};
 
-/// The most blocks that are decoded in one go.
+/// Blocks that are fetched and decoded in one go where single ones are wanted. It bounds what a killed process fetched in vain.
 pub const BATCH_BLOCKS: u64 = 16;
-/// The plain blocks are moved to the front of their buffer only when so many times prefix and batch are in it.
-const SLACK: usize = 2;
 /// How a zstd frame of 4096 bytes begins whose window is the content: magic number, descriptor, 4096 - 256.
 const FRAME_HEADER: [u8; 7] = [0x28, 0xb5, 0x2f, 0xfd, 0x60, 0x00, 0x0f];
 /// In a block's header: the last of its frame, compressed.
 const LAST_COMPRESSED: u32 = 0b101;
 
-/// Decodes frames; holds the blocks before the next one, as many as its prefix needs. Memory: twice prefix and batch.
+/// Decodes frames; holds the blocks before the next one, as many as its prefix needs. Memory: twice the prefix, and what is
+/// decoded in one go.
 pub struct Decoder {
     zstd: DCtx<'static>,
-    compressed: Vec<u8>,
-    /// Carried blocks `held`, one after the other.
+    /// One frame, with the header that is not carried.
+    frame: Vec<u8>,
+    /// Carried blocks `held`, one after the other, from the beginning; then room.
     plain: Vec<u8>,
     held: Range<u64>,
 }
 
 /// Blocks that were checked and lie next to each other in the image.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Checked<'a> {
+pub struct Stretch<'a> {
     /// Where they are.
     pub run: index::Run,
     /// Their content, in whole blocks.
@@ -39,77 +39,67 @@ pub struct Checked<'a> {
 pub type Recall<'a> = dyn FnMut(index::Run, &mut [u8]) -> Result<()> + 'a;
 
 impl Decoder {
-    /// A decoder that holds nothing yet.
+    /// A decoder that holds nothing yet, for at most `batch` blocks in one go.
     ///
     /// # Errors
     /// `Failed` if there is no memory for it.
-    pub fn new() -> Result<Self> {
+    pub fn new(index: &Index, batch: u64) -> Result<Self> {
         let zstd = DCtx::try_create().ok_or_else(|| Error::failed("start the decompressor: no memory"))?;
-        Ok(Self { zstd, compressed: Vec::new(), plain: Vec::new(), held: 0..0 })
+        // With room for two prefixes, what is held moves to the front only once in a while.
+        let room = u64::from(index.prefix_blocks()).saturating_mul(2).min(index.carried());
+        let plain = vec![0; len_of(&(0..room.saturating_add(batch)))?];
+        Ok(Self { zstd, frame: Vec::new(), plain, held: 0..0 })
     }
 
-    /// Decodes the frames of the blocks `carried`, at most [`BATCH_BLOCKS`], whose bytes `fill` supplies, and gives the blocks
-    /// in order. Every block was compared with its hash. Blocks before them that were not decoded just before are asked of
-    /// `recall`.
+    /// Decodes `frames`, those of the blocks `carried`, and gives the blocks, which are still to be compared with their hashes
+    /// by `check`. Blocks before them that were not decoded just before are asked of `recall`.
     ///
     /// # Errors
-    /// `Failed` from `fill` and `recall`, or if what comes out is not what was signed.
-    pub fn decode<'a>(
-        &'a mut self,
-        index: &'a Index,
+    /// `Failed` from `recall`, or if a frame cannot be decoded.
+    pub fn decode(
+        &mut self,
+        index: &Index,
         carried: Range<u64>,
-        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+        mut frames: &[u8],
         recall: &mut Recall,
-    ) -> Result<Vec<Checked<'a>>> {
-        let lens: Vec<usize> = carried.clone().filter_map(|c| index.frame_len(c)).collect();
-        self.compressed.resize(lens.iter().sum(), 0);
-        fill(&mut self.compressed)?;
-        self.hold(index, carried.start, recall)?;
-        let start = self.plain.len();
+    ) -> Result<&[u8]> {
+        self.hold(index, &carried, recall)?;
         let reach = len_of(&(0..index.prefix_blocks().into()))?;
-        let mut rest = self.compressed.as_slice();
-        for (number, len) in carried.clone().zip(lens) {
-            let (data, after) = rest.split_at(len);
-            rest = after;
-            let at = self.plain.len();
-            self.plain.resize(at + BLOCK_LEN, 0);
-            let (before, plain) = self.plain.split_at_mut(at);
+        let start = len_of(&self.held)?;
+        let mut at = start;
+        for number in carried {
+            let (data, after) = index
+                .frame_len(number)
+                .and_then(|len| frames.split_at_checked(len))
+                .ok_or_else(|| Error::inconsistent(format!("the frame of block {number} is not there")))?;
+            frames = after;
+            let (before, room) = self.plain.split_at_mut(at);
             let prefix = as_prefix(before.get(at.saturating_sub(reach)..).unwrap_or_default());
-            expand(&mut self.zstd, data, prefix, plain).map_err(|what| damaged(index, number, &what))?;
-            if index.hash(number) != Some(index::hash(plain)) {
-                return Err(damaged(index, number, "does not match its signed hash"));
-            }
-            // Until here the buffer was longer than what is held, so nothing unchecked is ever used again.
+            let plain = room.get_mut(..BLOCK_LEN).unwrap_or_default();
+            expand(&mut self.zstd, &mut self.frame, data, prefix, plain)
+                .map_err(|what| damaged(index, number, &what))?;
+            at += BLOCK_LEN;
             self.held.end = number + 1;
         }
-        let mut plain = self.plain.get(start..).unwrap_or_default();
-        let split = |run: index::Run| {
-            let (head, rest) = plain.split_at(len_of(&(0..run.len)).unwrap_or(0).min(plain.len()));
-            plain = rest;
-            Checked { run, bytes: head }
-        };
-        Ok(index.runs(carried).map(split).collect())
+        Ok(self.plain.get(start..at).unwrap_or_default())
     }
 
-    /// Makes the buffer end with the blocks before `first`, as many as belong to its prefix.
-    fn hold(&mut self, index: &Index, first: u64, recall: &mut Recall) -> Result<()> {
-        let prefix = first.saturating_sub(index.prefix_blocks().into())..first;
-        let follows = self.held.start <= prefix.start && (prefix.start..=prefix.end).contains(&self.held.end);
-        if !follows || self.plain.len() != len_of(&self.held)? {
-            self.plain.clear();
+    /// Makes the buffer begin with the blocks before `carried`, as many as belong to a prefix, and have room for these.
+    fn hold(&mut self, index: &Index, carried: &Range<u64>, recall: &mut Recall) -> Result<()> {
+        let prefix = carried.start.saturating_sub(index.prefix_blocks().into())..carried.start;
+        if self.held.start > prefix.start || !(prefix.start..=prefix.end).contains(&self.held.end) {
             self.held = prefix.start..prefix.start;
         }
-        let room = len_of(&(0..BATCH_BLOCKS + u64::from(index.prefix_blocks())))?;
-        if self.plain.len() + room > SLACK * room {
-            let keep = len_of(&(prefix.start..self.held.end))?;
-            self.plain.drain(..self.plain.len() - keep);
+        if len_of(&(self.held.start..carried.end))? > self.plain.len() {
+            let kept = len_of(&(self.held.start..prefix.start))?..len_of(&self.held)?;
+            self.plain.copy_within(kept, 0);
             self.held.start = prefix.start;
         }
-        self.plain.reserve_exact(room);
-        let missing = self.held.end..prefix.end;
-        let mut at = self.plain.len();
-        self.plain.resize(at + len_of(&missing)?, 0);
-        for run in index.runs(missing) {
+        if len_of(&(self.held.start..carried.end))? > self.plain.len() {
+            return Err(Error::inconsistent("more blocks in one go than were agreed on"));
+        }
+        let mut at = len_of(&self.held)?;
+        for run in index.runs(self.held.end..prefix.end) {
             let len = len_of(&(0..run.len))?;
             recall(run, self.plain.get_mut(at..at + len).unwrap_or_default())?;
             at += len;
@@ -117,6 +107,32 @@ impl Decoder {
         self.held.end = prefix.end;
         Ok(())
     }
+}
+
+/// Compares blocks with their signed hashes.
+///
+/// # Errors
+/// `Failed`, naming the first that is not what was signed.
+pub fn check(index: &Index, carried: Range<u64>, plain: &[u8]) -> Result<()> {
+    if plain.len() != len_of(&carried)? {
+        return Err(Error::inconsistent("blocks that were not decoded"));
+    }
+    for (number, block) in carried.zip(plain.chunks_exact(BLOCK_LEN)) {
+        if index.hash(number) != Some(index::hash(block)) {
+            return Err(damaged(index, number, "does not match its signed hash"));
+        }
+    }
+    Ok(())
+}
+
+/// Blocks that follow each other in a bundle, apart where there are zeros between them in the image.
+pub fn stretches<'a>(index: &Index, carried: Range<u64>, mut plain: &'a [u8]) -> Vec<Stretch<'a>> {
+    let stretch = |run: index::Run| {
+        let (bytes, after) = plain.split_at(len_of(&(0..run.len)).unwrap_or(0).min(plain.len()));
+        plain = after;
+        Stretch { run, bytes }
+    };
+    index.runs(carried).map(stretch).collect()
 }
 
 /// What of some blocks can be a prefix. zstd takes bytes that begin with its magic number of dictionaries for one; so
@@ -128,9 +144,10 @@ pub fn as_prefix(mut blocks: &[u8]) -> &[u8] {
     blocks
 }
 
-/// Decodes the frame of one block.
+/// Decodes the frame of one block; `frame` is memory for it.
 fn expand(
     zstd: &mut DCtx<'_>,
+    frame: &mut Vec<u8>,
     data: &[u8],
     prefix: &[u8],
     plain: &mut [u8],
@@ -141,8 +158,9 @@ fn expand(
         _ => {
             let len = u32::try_from(data.len()).map_err(|e| e.to_string())?;
             let [a, b, c, _] = (len << 3 | LAST_COMPRESSED).to_le_bytes();
-            let frame = [&FRAME_HEADER[..], &[a, b, c], data].concat();
-            decompress(zstd, &frame, prefix, plain)?;
+            frame.clear();
+            [&FRAME_HEADER[..], &[a, b, c], data].into_iter().for_each(|part| frame.extend_from_slice(part));
+            decompress(zstd, frame, prefix, plain)?;
         }
     }
     Ok(())

@@ -8,18 +8,17 @@ use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
 
-use super::frames::BATCH_BLOCKS;
 use super::pieces::{self, Print};
 use crate::model::payload::{BLOCK_BYTES, Payload};
 use crate::{Error, Result};
 
-const MAGIC: [u8; 8] = *b"twhindex";
-const VERSION: u32 = 2;
+pub(super) const MAGIC: [u8; 8] = *b"twhindex";
+pub(super) const VERSION: u32 = 2;
 const HEADER_LEN: usize = 64;
 const EXTENT_LEN: usize = 16;
-const HASH_LEN: usize = 16;
+pub(super) const HASH_LEN: usize = 16;
 const SIZE_LEN: usize = 2;
-const PIECE_LEN: usize = 6;
+pub(super) const PIECE_LEN: usize = 6;
 /// Length of a block in memory.
 pub const BLOCK_LEN: usize = 4096;
 /// The most blocks before a frame that it may be compressed with: 8 MiB. It bounds what a reader holds in memory.
@@ -146,11 +145,19 @@ impl Index {
         Some(self.place(carried.start)?..self.place(carried.end)?)
     }
 
-    /// All carried blocks, in batches that are decoded in one go.
-    pub fn batches(&self) -> impl Iterator<Item = Range<u64>> + use<> {
+    /// All carried blocks, in batches of `len`.
+    pub fn batches(&self, len: u64) -> impl Iterator<Item = Range<u64>> + use<> {
         let carried = self.carried;
-        (0..carried.div_ceil(BATCH_BLOCKS))
-            .map(move |n| n * BATCH_BLOCKS..carried.min((n + 1) * BATCH_BLOCKS))
+        (0..carried.div_ceil(len)).map(move |n| n * len..carried.min((n + 1) * len))
+    }
+
+    /// The carried ones of some blocks of the image.
+    pub fn carried_in(&self, blocks: Range<u64>) -> Range<u64> {
+        let before = |block: u64| match self.runs.partition_point(|r| r.block < block).checked_sub(1) {
+            Some(last) => self.runs.get(last).map_or(0, |r| r.carried + r.len.min(block - r.block)),
+            None => 0,
+        };
+        before(blocks.start)..before(blocks.end)
     }
 
     /// Where some carried blocks lie in the image, in order.
@@ -286,77 +293,6 @@ fn len_of(carried: u64, extents: u64, pieces: u64) -> Option<u64> {
     extents.checked_add(blocks)?.checked_add(pieces)?.checked_add(HEADER_LEN as u64)
 }
 
-/// An index in the making.
-#[cfg(feature = "build-host")]
-#[derive(Debug)]
-pub struct Builder {
-    prefix_blocks: u32,
-    extents: Vec<(u64, u64)>,
-    hashes: Vec<u8>,
-    sizes: Vec<u8>,
-    frames_len: u64,
-    pieces: Vec<u8>,
-}
-
-#[cfg(feature = "build-host")]
-impl Builder {
-    /// An index whose frames are compressed with `prefix_blocks` blocks before them.
-    pub const fn new(prefix_blocks: u32) -> Self {
-        Self {
-            prefix_blocks,
-            extents: Vec::new(),
-            hashes: Vec::new(),
-            sizes: Vec::new(),
-            frames_len: 0,
-            pieces: Vec::new(),
-        }
-    }
-
-    /// Adds a block that is not zero. Blocks come in order.
-    pub fn block(&mut self, block: u64, hash: Hash) {
-        match self.extents.last_mut() {
-            Some((first, len)) if *first + *len == block => *len += 1,
-            _ => self.extents.push((block, 1)),
-        }
-        self.hashes.extend(hash);
-    }
-
-    /// Adds the length of the next frame.
-    pub fn frame(&mut self, len: u16) {
-        self.sizes.extend(len.to_le_bytes());
-        self.frames_len += u64::from(len);
-    }
-
-    /// Adds the next piece.
-    pub fn piece(&mut self, print: Print) {
-        self.pieces.extend(print.len.to_le_bytes());
-        self.pieces.extend(print.crc.to_le_bytes());
-    }
-
-    /// The index's bytes, and the length of all frames.
-    pub fn finish(self, image_len: u64) -> (Vec<u8>, u64) {
-        let mut bytes = Vec::new();
-        bytes.extend(MAGIC);
-        bytes.extend(VERSION.to_le_bytes());
-        bytes.extend(4096_u32.to_le_bytes());
-        bytes.extend(image_len.to_le_bytes());
-        bytes.extend((self.hashes.len() as u64 / HASH_LEN as u64).to_le_bytes());
-        bytes.extend((self.extents.len() as u64).to_le_bytes());
-        bytes.extend(self.frames_len.to_le_bytes());
-        bytes.extend((self.pieces.len() as u64 / PIECE_LEN as u64).to_le_bytes());
-        bytes.extend(self.prefix_blocks.to_le_bytes());
-        bytes.extend(0_u32.to_le_bytes());
-        for (block, len) in &self.extents {
-            bytes.extend(block.to_le_bytes());
-            bytes.extend(len.to_le_bytes());
-        }
-        bytes.extend(&self.hashes);
-        bytes.extend(&self.sizes);
-        bytes.extend(&self.pieces);
-        (bytes, self.frames_len)
-    }
-}
-
 /// Little-endian numbers, one after the other.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
@@ -379,6 +315,7 @@ impl Fields<'_> {
 #[cfg(all(test, feature = "build-host"))]
 mod tests {
     use super::*;
+    use crate::bundle::index_builder::Builder;
     use crate::model::Digest;
     use crate::model::payload::PayloadKind;
 
@@ -452,6 +389,9 @@ mod tests {
         assert_eq!(runs(1..2), [(2, 1, 1)]);
         assert_eq!(runs(2..4), [(3, 2, 1), (5, 3, 1)]);
         assert_eq!((runs(0..0), runs(2..2), runs(4..9)), (vec![], vec![], vec![]));
+        let carried = |r: Range<u64>| index.carried_in(r);
+        assert_eq!((carried(0..6), carried(0..9), carried(0..1), carried(1..2)), (0..4, 0..4, 0..1, 1..1));
+        assert_eq!((carried(1..3), carried(3..6), carried(4..5), carried(5..6)), (1..2, 2..4, 3..3, 3..4));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! 4. A bundle can be read in order, once, without seeking: a pipe will do. From a server, only what is missing is read.
 
 mod address;
+mod answer;
 pub mod archive;
 mod delta;
 #[cfg(feature = "build-host")]
@@ -16,8 +17,12 @@ mod fetch;
 mod file_sums;
 mod frames;
 mod head;
+mod in_order;
 mod index;
+#[cfg(feature = "build-host")]
+mod index_builder;
 mod keys;
+mod merge;
 #[cfg(feature = "build-host")]
 pub mod pack;
 #[cfg(feature = "build-host")]
@@ -34,7 +39,7 @@ pub mod source;
 pub use address::Token;
 pub use delta::{Buffers, Delta, Old};
 pub use fetch::{Limits, Meter, too_much};
-pub use frames::{BATCH_BLOCKS, Checked, Decoder};
+pub use frames::{BATCH_BLOCKS, Decoder, Stretch};
 pub use head::Head;
 pub use index::{BLOCK_LEN, Hash, Index, Run, hash};
 pub use keys::{KeyId, Keys, Signature};

@@ -9,7 +9,8 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use super::archive;
-use super::index::{self, BLOCK_LEN, Builder};
+use super::index::{self, BLOCK_LEN};
+use super::index_builder::Builder;
 use super::keys::Signature;
 use super::pack_files::{self, NamedFile};
 use super::pack_frames;

@@ -6,9 +6,10 @@ use std::ops::Range;
 use sha2::{Digest as _, Sha256};
 
 use super::archive;
-use super::fetch::{self, Meter};
-use super::frames::{Checked, Decoder, Recall};
+use super::fetch::Meter;
+use super::frames::{self, Decoder, Recall, Stretch};
 use super::index::Index;
+use super::merge::merge;
 use super::reader::{Bundle, read_index, start_frames};
 use super::source::Source;
 use crate::model::{Digest, Payload};
@@ -46,6 +47,7 @@ impl Bundle<Source> {
             fresh,
             frames_at,
             end,
+            compressed: Vec::new(),
         })
     }
 }
@@ -62,6 +64,8 @@ pub struct Frames {
     frames_at: u64,
     /// Where the frames member ends, without its padding.
     end: u64,
+    /// Memory for frames as they come.
+    compressed: Vec<u8>,
 }
 
 impl Frames {
@@ -92,6 +96,7 @@ impl Frames {
             fresh: true,
             frames_at,
             end,
+            compressed: Vec::new(),
         })
     }
 
@@ -102,13 +107,14 @@ impl Frames {
     pub fn plan(&mut self, carried: &[Range<u64>]) -> Result<u64> {
         let wanted = carried.iter().map(|c| self.place(c)).collect::<Result<Vec<_>>>()?;
         let total = self.source.len_bytes().unwrap_or(u64::MAX);
-        let ranges = fetch::merge(&wanted, self.source.meter().bytes_per_request(), total);
+        let ranges = merge(&wanted, self.source.meter().bytes_per_request(), total);
         let bytes = ranges.iter().map(|r| r.end - r.start).sum();
         self.source.plan(ranges);
         Ok(bytes)
     }
 
-    /// Decodes the frames of some carried blocks; see [`Decoder::decode`].
+    /// Fetches and decodes the frames of some carried blocks, and gives the blocks, each compared with its hash; see
+    /// [`Decoder::decode`].
     ///
     /// # Errors
     /// `Failed` if they cannot be read or are not what was signed.
@@ -117,17 +123,18 @@ impl Frames {
         decoder: &'a mut Decoder,
         carried: Range<u64>,
         recall: &mut Recall,
-    ) -> Result<Vec<Checked<'a>>> {
+    ) -> Result<Vec<Stretch<'a>>> {
         let place = self.place(&carried)?;
-        let source = &mut self.source;
-        let mut fill = |buffer: &mut [u8]| {
-            source.skip_to(place.clone())?;
-            source.read_exact(buffer).map_err(|e| match e.kind() {
-                std::io::ErrorKind::UnexpectedEof => Error::failed("ends too early: cut short; get it again"),
-                _ => e.into(),
-            })
-        };
-        decoder.decode(&self.index, carried, &mut fill, recall)
+        let len = usize::try_from(place.end - place.start).map_err(|e| Error::failed(e.to_string()))?;
+        self.compressed.resize(len, 0);
+        self.source.skip_to(place)?;
+        self.source.read_exact(&mut self.compressed).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => Error::failed("ends too early: cut short; get it again"),
+            _ => e.into(),
+        })?;
+        let plain = decoder.decode(&self.index, carried.clone(), &self.compressed, recall)?;
+        frames::check(&self.index, carried.clone(), plain)?;
+        Ok(frames::stretches(&self.index, carried, plain))
     }
 
     /// What was fetched so far.

@@ -6,17 +6,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::archive::{self, Member};
 use super::file_sums::FileSums;
-use super::frames::{Checked, Decoder};
 use super::head::Head;
+use super::in_order;
 use super::index::Index;
 use super::keys::{KeyId, Keys, Signature};
 use crate::model::manifest::{self, Manifest};
-use crate::model::payload::BLOCK_BYTES;
 use crate::model::{Digest, Payload};
-use crate::{Doing, Error, Result};
-
-/// Zeros are handed out in pieces of at most this many bytes.
-const ZEROS_LEN: usize = 256 * 1024;
+use crate::{Error, Result};
 
 /// How far a bundle was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +41,7 @@ pub struct Bundle<R> {
     handed_out: usize,
 }
 
-impl<R: Read> Bundle<R> {
+impl<R: Read + Send> Bundle<R> {
     /// Reads the manifest and its signatures from a stream, and checks that enough of `keys` signed it.
     ///
     /// # Errors
@@ -151,40 +147,27 @@ impl<R: Read> Bundle<R> {
         self.handed_out += 1;
         let index = self.read_index(&payload)?;
         let name = self.start_frames(&payload)?;
-        let mut output = Output { write, at: 0, len: payload.size, zeros: vec![0; ZEROS_LEN] };
-        let mut decoder = Decoder::new()?;
-        let mut sum = Sha256::new();
-        let all_held =
-            &mut |_, _: &mut [u8]| Err(Error::inconsistent("a prefix that was not decoded before"));
-        for batch in index.batches() {
-            let members = &mut self.members;
-            let mut fill = |buffer: &mut [u8]| members.fill(buffer).map(|()| sum.update(buffer));
-            let checked = decoder.decode(&index, batch, &mut fill, all_held).doing(|| name.clone())?;
-            for Checked { run, bytes } in checked {
-                output.zeros_to(run.block.saturating_mul(BLOCK_BYTES))?;
-                output.bytes(bytes)?;
-            }
-            progress(Progress {
-                done_bytes: output.at,
-                total_bytes: output.len,
-                read_bytes: self.members.position(),
-                reused_bytes: 0,
-            });
-        }
+        let size = payload.size;
+        let mut write = |offset, bytes: &[u8], read_bytes| {
+            write(offset, bytes)?;
+            let done_bytes = offset + bytes.len() as u64;
+            progress(Progress { done_bytes, total_bytes: size, read_bytes, reused_bytes: 0 });
+            Ok(())
+        };
+        let sum = in_order::hand_out(&mut self.members, &name, &index, size, &mut write)?;
         // The blocks are right in any case. But zstd has several ways to write the same, and a bundle that was touched on its
         // way is no bundle to trust.
-        if Digest(sum.finalize().into()) != payload.frames_sha256 {
+        if sum != payload.frames_sha256 {
             return Err(Error::failed(format!(
                 "{name}: does not match its signed digest; the bundle is damaged, get it again"
             )));
         }
-        output.zeros_to(output.len)?;
-        let (done_bytes, total_bytes) = (output.at, output.len);
         self.next = self.members.advance()?;
         if let Some(extra) = self.next.as_ref().filter(|_| self.handed_out > self.manifest.files.len()) {
             return Err(Error::failed(format!("unexpected member {:?} after {name}", extra.name)));
         }
-        progress(Progress { done_bytes, total_bytes, read_bytes: self.members.position(), reused_bytes: 0 });
+        let read_bytes = self.members.position();
+        progress(Progress { done_bytes: size, total_bytes: size, read_bytes, reused_bytes: 0 });
         Ok(())
     }
 
@@ -282,37 +265,8 @@ pub struct Description {
 ///
 /// # Errors
 /// As [`Bundle::open`], but for the signatures.
-pub fn describe(stream: impl Read) -> Result<Description> {
+pub fn describe(stream: impl Read + Send) -> Result<Description> {
     let bundle = Bundle::open_unchecked(stream)?;
     let manifest_digest = bundle.manifest_digest();
     Ok(Description { manifest: bundle.manifest, manifest_digest, signatures: bundle.signatures })
-}
-
-/// The image as it is handed out: where we are in it, and its exact length.
-struct Output<'a> {
-    write: &'a mut dyn FnMut(u64, &[u8]) -> Result<()>,
-    at: u64,
-    len: u64,
-    zeros: Vec<u8>,
-}
-
-impl Output<'_> {
-    fn zeros_to(&mut self, end: u64) -> Result<()> {
-        while self.at < end.min(self.len) {
-            let left = usize::try_from(end.min(self.len) - self.at).unwrap_or(ZEROS_LEN);
-            let zeros = self.zeros.get(..left.min(ZEROS_LEN)).unwrap_or_default();
-            (self.write)(self.at, zeros)?;
-            self.at += zeros.len() as u64;
-        }
-        Ok(())
-    }
-
-    /// Hands out whole blocks, without what the last of them has beyond the image.
-    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        let left = usize::try_from(self.len - self.at).unwrap_or(usize::MAX);
-        let bytes = bytes.get(..bytes.len().min(left)).unwrap_or_default();
-        (self.write)(self.at, bytes)?;
-        self.at += bytes.len() as u64;
-        Ok(())
-    }
 }

@@ -21,7 +21,7 @@ pub struct Source {
 
 enum From {
     /// Can only be read.
-    Stream(BufReader<Box<dyn Read>>),
+    Stream(BufReader<Box<dyn Read + Send>>),
     File(BufReader<std::fs::File>),
     Server(Box<Fetch>),
 }
@@ -58,7 +58,7 @@ pub fn open(what: &str, reach: &Reach) -> Result<Source> {
 }
 
 impl Source {
-    fn stream(from: Box<dyn Read>, name: String) -> Self {
+    fn stream(from: Box<dyn Read + Send>, name: String) -> Self {
         let from = From::Stream(BufReader::with_capacity(BUFFER_LEN, from));
         Self { from, name, len_bytes: None, position: 0 }
     }

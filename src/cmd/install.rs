@@ -39,7 +39,7 @@ Usage: twinhull install [OPTIONS] FILE|URL|-
                         it was made against; what does not fit comes from the bundle
   --explain             say what would be fetched, reused and written, and whether it would be refused; write nothing
   --max-download BYTES  refuse, before anything is written, if more than so many bytes would have to be fetched
-                        (K, M and G stand for KiB, MiB and GiB)
+                        (K, M and G stand for KiB, MiB and GiB); boot files and hooks count in full, whatever is there of them
   --token-file FILE     a bearer token that the server is shown, instead of the setting bundle.token_file
   --reboot              reboot into the new system when it is armed
   --allow-downgrade     accept a version older than the running one; never a release counter below the floor
@@ -68,7 +68,7 @@ optional service is told. See `twinhull contracts --help`.
 Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a
 release below the floor, a trial under way, a target slot that is mounted, a service that would be stranded, more than
 --max-download, no room for the boot files). With --json: one line per event: {event:
-look|plan|explain|begin|progress|read-back|armed|already-armed, ..}.
+look|plan|explain|begin|progress|flushed|read-back|armed|already-armed, ..}.
 
   twinhull install https://updates.example.com/nuc-2.1.0.bundle
   twinhull install --explain --max-download 100M https://updates.example.com/nuc-2.1.0.bundle
@@ -226,9 +226,11 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     let mut disks: Vec<&mut dyn Disk> = disks.iter_mut().map(|d| d as &mut dyn Disk).collect();
     let begun = Install::begin(&mut host.machine, release, goal)?;
     bar.begin(&manifest.version, slot);
-    let armed = begun
+    let written = begun
         .write(&mut disk, &mut disks, |disk, sets| feed.write(disk, sets, sources, &mut bar))
-        .doing(|| format!("write slot {slot}"))?
+        .doing(|| format!("write slot {slot}"))?;
+    bar.flushed();
+    let armed = written
         .read_back(&mut disk, &mut disks, |bytes| bar.read_back(bytes))?
         .arm(settings.boot.tries, before)?;
     if let Err(e) = sys::durable::remove(&kept) {

@@ -125,6 +125,13 @@ impl Bar {
         self.fetched = bytes;
     }
 
+    /// All is written and flushed.
+    pub fn flushed(&self) {
+        if self.json {
+            sys::out::line(&json!({ "event": "flushed", "image_bytes": self.image }).to_string());
+        }
+    }
+
     /// So much was read back.
     pub fn read_back(&mut self, bytes: u64) {
         let event = json!({ "event": "read-back", "read": bytes, "image_bytes": self.image });

@@ -35,7 +35,7 @@ pub fn claim(medium: &Medium) -> Result<FileDisk> {
 /// # Errors
 /// `Refused` if the image is for other sectors: nothing was written then. `Failed` if the bundle is damaged, the disk cannot
 /// be written, or reads back other than written: then it does not boot.
-pub fn write<R: Read>(
+pub fn write<R: Read + Send>(
     bundle: &mut Bundle<R>,
     disk: &mut FileDisk,
     sector_bytes: u64,

@@ -4,11 +4,13 @@
 // The one place where the rules of .clippy.toml do not hold.
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
 
+pub mod ahead;
 pub mod beneath;
 pub mod clock;
 pub mod command;
 mod console;
 pub mod device;
+pub mod direct;
 pub mod durable;
 pub mod efivar;
 pub mod fatrw;

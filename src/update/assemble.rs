@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use super::reuse::{Place, Reuse, read_image};
 use crate::block::Disk;
-use crate::bundle::{BLOCK_LEN, Buffers, Checked, Decoder, Delta, Frames, Index, Progress, Run};
+use crate::bundle::{
+    BATCH_BLOCKS, BLOCK_LEN, Buffers, Decoder, Delta, Frames, Index, Progress, Run, Stretch,
+};
 use crate::{Doing, Result};
 
 const BLOCK: u64 = BLOCK_LEN as u64;
@@ -79,9 +81,9 @@ impl Plan {
     ) -> Result<()> {
         let mut work = Work { target, image_len: frames.image_len };
         let mut reused = 0;
-        let mut decoder = Decoder::new()?;
+        let mut decoder = Decoder::new(&frames.index, BATCH_BLOCKS)?;
         let mut done = 0;
-        for batch in frames.index.batches() {
+        for batch in frames.index.batches(BATCH_BLOCKS) {
             let runs: Vec<Run> = frames.index.runs(batch.clone()).collect();
             if let (Some(first), Some(last)) = (runs.first(), runs.last()) {
                 work.clear(done, &runs, first.block * BLOCK)?;
@@ -167,7 +169,7 @@ fn fetch(
     let mut recall = |run: Run, bytes: &mut [u8]| {
         read_image(target, image_len, run.block * BLOCK, bytes).doing(|| "read what was written")
     };
-    for Checked { run, bytes } in frames.decode(decoder, carried, &mut recall)? {
+    for Stretch { run, bytes } in frames.decode(decoder, carried, &mut recall)? {
         work.put(run.block * BLOCK, bytes)?;
     }
     Ok(())

@@ -149,6 +149,37 @@ fn mbr_slots_are_the_two_after_the_boot_partition() {
 }
 
 #[test]
+fn mbr_slots_come_after_the_boot_partitions_that_each_slot_has() {
+    let mut script = String::from("label: dos\nlabel-id: 0x1a2b3c4d\n");
+    for (number, start, len, kind) in [
+        (1, 4, 4, "c"),
+        (2, 8, 4, "c"),
+        (3, 12, 4, "c"),
+        (4, 16, 40, "f"),
+        (5, 20, 4, "83"),
+        (6, 28, 4, "83"),
+        (7, 36, 4, "83"),
+        (8, 44, 4, "83"),
+    ] {
+        script += &format!("{number}: start={}, size={}, type={kind}\n", start * 2048, len * 2048);
+    }
+    let mut image = Scratch::new().fdisk(64 * MIB, 512, &script);
+    for (mib, name) in [(4, "RESIN-BOOT"), (8, "BOOT-A"), (12, "BOOT-B")] {
+        image = with_file_system(&image, mib, &["mkfs.vfat", "-n", name]);
+    }
+    // Slot B was never written.
+    for (mib, name) in [(20, "resin-rootB"), (36, "resin-state"), (44, "resin-data")] {
+        image = with_ext4(&image, mib, name);
+    }
+    let host = Host::new("root=PARTUUID=1A2B3C4D-05");
+    host.plug("mmcblk0", &image, 512, false);
+    let disk = host.find().unwrap();
+    assert_eq!(disk.slot(), Slot::A);
+    let numbers = label::ALL.map(|l| disk.partition(l).map(|p| p.number));
+    assert_eq!(numbers, [Some(1), Some(5), Some(6), Some(7), Some(8)]);
+}
+
+#[test]
 fn uuid_of_the_root_file_system_is_found() {
     let image = with_file_system(
         &mbr(),

@@ -5,6 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, clippy::disallowed_macros)]
 #![allow(clippy::cast_possible_truncation)]
 
+#[path = "../support/bundle.rs"]
+#[allow(dead_code)]
+mod bundle;
 mod real;
 #[path = "../transfer/server.rs"]
 #[allow(dead_code)]
@@ -18,7 +21,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use server::{Server, Vice};
-use support::{Device, KeyPair, outcome, pattern, run, twinhull};
+use support::{Device, KeyPair, outcome, pattern, run};
 
 /// A signed bundle, and a disk that fails as it is told.
 struct Bench {
@@ -37,13 +40,7 @@ impl Bench {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/shim.c");
         run("cc", &["-Wall", "-Werror", "-shared", "-fPIC", "-o", shim.to_str().unwrap(), source]);
         let image = pattern((3 << 20) + 1234, 99);
-        let [raw, bundle] = ["image", "os.bundle"].map(|n| dir.path().join(n).to_str().unwrap().to_owned());
-        fs::write(&raw, &image).unwrap();
-        let what = ["--version", "2.0.0", "--compatible", "intel-nuc", "--arch", "amd64", "--level", "3"];
-        let secret = key.secret.to_str().unwrap();
-        let files = ["bundle", "create", "--image", &raw, "--key", secret, "-o", &bundle];
-        let made = twinhull(&[&files[..], &what].concat());
-        assert!(made.status.success(), "{}", outcome(&made).1);
+        let bundle = bundle::bundle(dir.path(), "os", &image, &[&key], &[]).to_str().unwrap().to_owned();
         Self { dir, key, shim, image, bundle }
     }
 

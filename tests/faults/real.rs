@@ -81,12 +81,15 @@ fn a_device_that_loses_what_it_took_is_found_at_the_flush_and_mended_by_the_next
     let server = bench.server();
     let device = bench.device();
     disk.stands_for(&device, "dev/vda3");
-    // Writing to the device works, into the cache; the medium behind it is full.
-    for what in [&bench.bundle, &server.url] {
+    // The medium behind the device is full. What goes past the cache fails at once; what goes into it, at the flush.
+    for (what, says, why) in [
+        (&bench.bundle, "dev/vda3 at byte 1048576: No space left on device", "write "),
+        (&server.url, "dev/vda3: Input/output error", "flush "),
+    ] {
         let before = Before::of(&device);
         let output = device.twinhull(&["install", what]);
-        assert_failed(&device, &output, &before, "dev/vda3: Input/output error");
-        assert_abandoned(&device, "flush ");
+        assert_failed(&device, &output, &before, says);
+        assert_abandoned(&device, why);
     }
     // There is room again. What the cache still holds of the lost blocks must not be taken for the medium's.
     small.grow("16M");

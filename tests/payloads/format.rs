@@ -24,7 +24,7 @@ fn a_reader_that_knows_only_the_format_description_agrees() {
     let bench = Bench::new();
     let (bundle, dir) = bundle(&bench, &[]);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bundle/independent_reader.py");
-    let [image, hooks] = ["new.img", "hooks"].map(|n| bench.path(n).to_str().unwrap().to_owned());
+    let [image, hooks] = ["new.image", "hooks"].map(|n| bench.path(n).to_str().unwrap().to_owned());
     run("python3", &[script, &bundle, &image, &dir, &hooks]);
 }
 

@@ -5,6 +5,8 @@
 #![allow(clippy::cast_possible_truncation)]
 
 mod boot_files;
+#[path = "../support/bundle.rs"]
+mod bundle;
 mod format;
 mod hooks;
 #[path = "../transfer/server.rs"]
@@ -19,7 +21,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use support::{Device, KeyPair, outcome, pattern, twinhull};
+use support::{Device, KeyPair, pattern};
 
 /// A device, a key that it trusts, and a place for files.
 struct Bench {
@@ -48,20 +50,19 @@ impl Bench {
         path
     }
 
-    /// Makes the signed bundle `NAME.bundle` of an image of its own; `more` are further arguments of `bundle create`.
+    /// Makes a bundle of an image of its own; `more` are further arguments of `bundle create`.
     fn create(&self, name: &str, version: &str, more: &[&str]) -> Output {
-        let image = self.write(&format!("{name}.img"), &pattern(1 << 20, name.len() as u64 + 7));
-        let [image, out, key] = [&image, &self.path(&format!("{name}.bundle")), &self.key.secret]
-            .map(|p| p.to_str().unwrap().to_owned());
-        let args = ["bundle", "create", "--image", &image, "--version", version, "--compatible", "intel-nuc"];
-        let rest = ["--arch", "amd64", "--level", "1", "--key", &key, "-o", &out];
-        twinhull(&[&args[..], &rest, more].concat())
+        let (image, options) = Self::contents(name, version, more);
+        bundle::create(&self.path(&format!("{name}.bundle")), &image, &[&self.key], &options)
     }
 
     fn bundle(&self, name: &str, version: &str, more: &[&str]) -> PathBuf {
-        let made = self.create(name, version, more);
-        assert!(made.status.success(), "{}", outcome(&made).1);
-        self.path(&format!("{name}.bundle"))
+        let (image, options) = Self::contents(name, version, more);
+        bundle::bundle(self.dir.path(), name, &image, &[&self.key], &options)
+    }
+
+    fn contents<'a>(name: &str, version: &'a str, more: &[&'a str]) -> (Vec<u8>, Vec<&'a str>) {
+        (pattern(1 << 20, name.len() as u64 + 7), [&["--version", version], more].concat())
     }
 
     fn install(&self, bundle: &Path) -> Output {

@@ -3,6 +3,8 @@
 // Tests may panic and start programs.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, clippy::cast_possible_truncation)]
 
+#[path = "../support/bundle.rs"]
+mod bundle;
 mod https;
 mod server;
 #[path = "../support/mod.rs"]
@@ -34,30 +36,8 @@ impl Bench {
     }
 
     fn bundle(&self, image: &[u8]) -> Vec<u8> {
-        let [raw, out] = ["image", "bundle"].map(|n| self.dir.path().join(n));
-        fs::write(&raw, image).unwrap();
-        let [raw, out_text, secret] = [&raw, &out, &self.key.secret].map(|p| p.to_str().unwrap());
-        let made = twinhull(&[
-            "bundle",
-            "create",
-            "--image",
-            raw,
-            "--version",
-            "2.0.0",
-            "--compatible",
-            "intel-nuc",
-            "--arch",
-            "amd64",
-            "--level",
-            "3",
-            "--prefix-size",
-            "64",
-            "--key",
-            secret,
-            "-o",
-            out_text,
-        ]);
-        assert!(made.status.success(), "{}", outcome(&made).1);
+        let options = ["--prefix-size", "64"];
+        let out = bundle::bundle(self.dir.path(), "os", image, &[&self.key], &options);
         fs::read(&out).unwrap()
     }
 }
@@ -66,7 +46,7 @@ impl Bench {
     /// The delta from `old` to the bundle that was made last.
     fn delta(&self, old: &[u8]) -> Vec<u8> {
         let old = self.file("old", old);
-        let [to, out] = ["bundle", "delta"].map(|n| self.dir.path().join(n).to_str().unwrap().to_owned());
+        let [to, out] = ["os.bundle", "delta"].map(|n| self.dir.path().join(n).to_str().unwrap().to_owned());
         let made = twinhull(&["bundle", "delta", "--from", &old, "--to", &to, "--level", "9", "-o", &out]);
         assert!(made.status.success(), "{}", outcome(&made).1);
         fs::read(&out).unwrap()

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, clippy::disallowed_macros)]
 #![allow(clippy::cast_possible_truncation)]
 
+#[path = "../support/bundle.rs"]
+mod bundle;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -20,9 +22,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let bench = Self { dir: tempfile::tempdir().unwrap(), image: pattern(SLOT / 4, 99) };
-        fs::write(bench.path("image"), &bench.image).unwrap();
-        bench
+        Self { dir: tempfile::tempdir().unwrap(), image: pattern(SLOT / 4, 99) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -35,16 +35,8 @@ impl Bench {
 
     /// A bundle signed by `keys`.
     fn bundle(&self, version: &str, keys: &[&KeyPair], more: &[&str]) -> PathBuf {
-        let out = self.path(&format!("{version}.bundle"));
-        let image = self.path("image");
-        let [image, out_text] = [&image, &out].map(|p| p.to_str().unwrap());
-        let args =
-            ["bundle", "create", "--image", image, "--version", version, "--level", "1", "-o", out_text];
-        let arch = ["--compatible", "intel-nuc", "--arch", "amd64"];
-        let keys = keys.iter().flat_map(|k| ["--key", k.secret.to_str().unwrap()]).collect::<Vec<_>>();
-        let made = twinhull(&[&args[..], &arch, &keys, more].concat());
-        assert!(made.status.success(), "{}", outcome(&made).1);
-        out
+        let options = [&["--version", version], more].concat();
+        bundle::bundle(self.dir.path(), version, &self.image, keys, &options)
     }
 }
 

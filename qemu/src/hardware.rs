@@ -1,0 +1,111 @@
+//! What QEMU is told for each machine: processor, firmware, disk, network, and where the lab's own channels go.
+//!
+//! `machine` adds what all have: the character devices `serial` (the console) and `agent`.
+
+use std::fs::File;
+use std::path::Path;
+
+use crate::Outcome;
+use crate::boards::{Board, Bootloader, Machine};
+use crate::machine::Disk;
+
+/// The program and its arguments. `work` is where firmware keeps its memory.
+pub fn arguments(board: &Board, disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
+    match board.machine {
+        Machine::Nuc => nuc(disk, work),
+        Machine::VirtUboot => virt_uboot(disk, work),
+        Machine::VirtUefi => virt_uefi(disk, work),
+        Machine::Raspberry { device_tree } => Ok(raspberry(disk, board, device_tree)),
+    }
+}
+
+/// A PC with UEFI and an NVMe disk.
+fn nuc(disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
+    let variables = firmware_variables("/usr/share/OVMF/OVMF_VARS_4M.fd", work)?;
+    Ok(words(&format!(
+        "qemu-system-x86_64 -machine q35 -accel tcg,thread=multi,tb-size=512 -cpu Nehalem -smp 2 -m 1024 \
+         -drive if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd \
+         -drive if=pflash,format=raw,unit=1,file={variables} \
+         -drive if=none,id=d0,format={},file={} -device nvme,drive=d0,serial=s0,bootindex=1 \
+         -netdev user,id=n0 -device virtio-net-pci,netdev=n0,romfile= -device virtio-rng-pci \
+         -device virtio-serial-pci -device virtconsole,chardev=agent -device i6300esb -serial chardev:serial",
+        disk.format,
+        disk.file.display(),
+    )))
+}
+
+/// A machine with U-Boot in its first flash, which keeps its environment in the second, and a virtio disk.
+fn virt_uboot(disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
+    let flash = |name: &str, from: Option<&str>| {
+        let path = work.join(name);
+        let made = match from {
+            Some(from) => std::fs::copy(from, &path).map(drop),
+            None if path.exists() => Ok(()),
+            None => File::create(&path).map(drop),
+        };
+        let sized = made.and_then(|()| File::options().write(true).open(&path)?.set_len(64 << 20));
+        sized.map(|()| path.display().to_string()).map_err(|e| format!("{name}: {e}"))
+    };
+    let program = flash("flash0.img", Some("/usr/lib/u-boot/qemu_arm64/u-boot.bin"))?;
+    let environment = flash("flash1.img", None)?;
+    Ok(words(&format!(
+        "{VIRT} -netdev user,id=n0 -device virtio-net-device,netdev=n0 \
+         -drive if=pflash,format=raw,unit=0,readonly=on,file={program} \
+         -drive if=pflash,format=raw,unit=1,file={environment} \
+         -drive if=none,id=d0,format={},file={} -device virtio-blk-device,drive=d0",
+        disk.format,
+        disk.file.display(),
+    )))
+}
+
+/// A machine with UEFI and a virtio disk. Its network card is one that the firmware does not know: it would try for minutes to
+/// start from there before it starts its shell.
+fn virt_uefi(disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
+    let variables = firmware_variables("/usr/share/AAVMF/AAVMF_VARS.fd", work)?;
+    Ok(words(&format!(
+        "{VIRT} -netdev user,id=n0 -device e1000e,netdev=n0,romfile= \
+         -drive if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/AAVMF/AAVMF_CODE.fd \
+         -drive if=pflash,format=raw,unit=1,file={variables} \
+         -drive if=none,id=d0,format={},file={} -device virtio-blk-device,drive=d0",
+        disk.format,
+        disk.file.display(),
+    )))
+}
+
+/// A Raspberry Pi 3, with U-Boot where the firmware would have loaded it, or with nothing: a boot ROM then says what to load.
+/// Its first serial port is the agent's.
+fn raspberry(disk: &Disk, board: &Board, device_tree: &str) -> Vec<String> {
+    let loaded = match board.bootloader {
+        // Each restart goes through the boot ROM.
+        Bootloader::Tryboot => "-no-reboot".to_owned(),
+        _ => format!("-kernel {ARM_CACHE}/rpi_3.bin -dtb {ARM_CACHE}/dtbs/{device_tree}"),
+    };
+    words(&format!(
+        "qemu-system-aarch64 -machine raspi3b -accel tcg,thread=multi,tb-size=512 -m 1024 {loaded} \
+         -drive if=sd,format={},file={} -serial chardev:agent -serial chardev:serial",
+        disk.format,
+        disk.file.display(),
+    ))
+}
+
+/// What `qemu/image/arm/base` has fetched.
+const ARM_CACHE: &str = "target/lab/arm";
+
+/// An ARM machine without disk, network and firmware. Its watchdog is on PCI, the rest where U-Boot looks first.
+const VIRT: &str = "qemu-system-aarch64 -machine virt -accel tcg,thread=multi,tb-size=512 -cpu cortex-a53 -smp 2 -m 1024 \
+                    -device virtio-rng-device -device virtio-serial-device \
+                    -device virtconsole,chardev=agent -device i6300esb -serial chardev:serial";
+
+/// The board's own copy of the firmware's variables, which outlives its power.
+fn firmware_variables(template: &str, work: &Path) -> Outcome<String> {
+    let variables = work.join("firmware-variables.fd");
+    if !variables.exists() {
+        std::fs::copy(template, &variables).map_err(|e| format!("{template}: {e}"))?;
+    }
+    Ok(variables.display().to_string())
+}
+
+/// A command line without quoting: none of the paths here has a blank.
+pub fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}

@@ -1,0 +1,91 @@
+//! All boards at once: the list of them, and one row for what was seen on each.
+
+use crate::Outcome;
+use crate::boards::{ALL, Board};
+use crate::bootloader::TRIES;
+use crate::images::Lab;
+use crate::switch::{self, Seen};
+
+/// The boards, for people.
+pub fn list() -> String {
+    let mut rows = vec![["board", "machine", "bootloader", "disk", "scenarios"].map(str::to_owned).to_vec()];
+    for (n, board) in ALL.iter().enumerate() {
+        let scenarios = match (n, board.system.has_engine()) {
+            (0, _) => "demo, shell, power-cut, truth-table",
+            (_, true) => "demo, shell",
+            (_, false) => "demo",
+        };
+        let [machine, bootloader, disk] = board.words();
+        rows.push([board.name, machine, bootloader, disk, scenarios].map(str::to_owned).to_vec());
+    }
+    aligned(&rows)
+}
+
+/// Plays the A/B switch on every board, and prints the table. The error says how many boards failed.
+pub fn play_all() -> Outcome {
+    let mut rows = vec![
+        ["board", "bootloader", "tries seen", "rollback seen", "hang seen", "seconds"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let mut failed = Vec::new();
+    for board in ALL {
+        let (seen, outcome) = match Lab::open(board) {
+            Ok(lab) => switch::play(&lab),
+            Err(e) => (Seen::default(), Err(e)),
+        };
+        if let Err(e) = outcome {
+            eprintln!("qemu/run: {}: {e}", board.name);
+            failed.push(board.name);
+        }
+        rows.push(row(board, seen));
+    }
+    println!("\n{}", aligned(&rows));
+    match failed.as_slice() {
+        [] => Ok(()),
+        failed => Err(format!("{} of {} boards failed: {}", failed.len(), ALL.len(), failed.join(", "))),
+    }
+}
+
+fn row(board: &Board, seen: Seen) -> Vec<String> {
+    let yes = |seen: bool| if seen { "yes" } else { "NO" };
+    vec![
+        board.name.to_owned(),
+        board.bootloader.words().to_owned(),
+        format!("{} of {TRIES}", seen.tries),
+        yes(seen.rollback).to_owned(),
+        if board.has_watchdog { yes(seen.hang) } else { "no watchdog" }.to_owned(),
+        seen.seconds.to_string(),
+    ]
+}
+
+/// Columns as wide as their widest cell.
+fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |n: usize| rows.iter().filter_map(|r| r.get(n)).map(|c| c.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = [vec!["a".to_owned(), "bb".to_owned()], vec!["ccc".to_owned(), "d".to_owned()]];
+        assert_eq!(aligned(&rows), "a    bb\nccc  d");
+    }
+
+    #[test]
+    fn what_was_not_seen_is_told() {
+        let board = |name| crate::boards::find(name).unwrap();
+        let seen = Seen { tries: 3, rollback: true, hang: false, seconds: 9 };
+        assert_eq!(row(board("nuc"), seen)[2..], ["3 of 3", "yes", "NO", "9"]);
+        assert_eq!(row(board("fincm3"), seen)[4], "no watchdog");
+    }
+}
