@@ -246,11 +246,13 @@ fn mistakes_are_told_in_one_line() {
     fs::write(&out, "x").unwrap();
     let (code, text) = unpack();
     assert!(code == 1 && text.contains("not a bundle, or cut short"), "{code}: {text}");
+    assert_eq!(device.status()["preload"][0]["state"], "failed");
     pack("intel-nuc,other", &key);
     device.write("mnt/data/apps.json", "mine");
     let (code, text) = unpack();
     assert!(code == 0 && text.contains("is passed over") && out.exists(), "{code}: {text}");
     assert_eq!(fs::read_to_string(device.path("mnt/data/apps.json")).unwrap(), "mine");
+    assert_eq!(device.status()["preload"][0]["state"], "passed-over");
     fs::remove_file(device.path("mnt/data/apps.json")).unwrap();
     assert_eq!(unpack().0, 0);
     assert_eq!(fs::read_to_string(device.path("mnt/data/apps.json")).unwrap(), "{}");

@@ -14,7 +14,7 @@ use crate::bundle::Keys;
 use crate::cli::{Command, Context, usage};
 use crate::config::Settings;
 use crate::model::device::arch;
-use crate::preload::{self, Archive, End};
+use crate::preload::{self, Archive, End, State};
 use crate::{Doing, Error, Result, provision, sys};
 
 pub(super) const COMMAND: Command = Command {
@@ -150,6 +150,20 @@ fn one(path: &Path, data: &Path, settings: &Settings, context: &Context) -> Resu
         sys::durable::remove(path)?;
     }
     Ok(())
+}
+
+/// The archives of this device and where each stands, for `twinhull status`.
+///
+/// # Errors
+/// `Failed` if they cannot be listed, or there are no keys to check them with.
+pub(super) fn states(context: &Context, settings: &Settings) -> Result<Vec<(PathBuf, Result<State>)>> {
+    let archives = sys::file::fragments(&context.root.path(&settings.preload.archives), "preload")?;
+    if archives.is_empty() {
+        return Ok(Vec::new());
+    }
+    let keys = Keys::load(&context.root.path(&settings.bundle.keys), settings.bundle.signatures)?;
+    let look = |path: &Path| preload::look(&Archive::open(path, &keys)?, &context.root.path("/mnt/data"));
+    Ok(archives.into_iter().map(|path| (path.clone(), look(&path))).collect())
 }
 
 fn verify(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {

@@ -10,7 +10,7 @@ use crate::config::{ConfigJson, Origin, damaged_texts, keys};
 use crate::model::phase::Phase;
 use crate::model::record::{Ended, State};
 use crate::model::{BOOT_NOTES, LASTING_NOTES, RESET_REQUEST};
-use crate::{Error, Result, provision, sys};
+use crate::{Error, Result, preload, provision, sys};
 
 pub(super) const COMMAND: Command = Command {
     name: "status",
@@ -33,7 +33,8 @@ contradict each other, else 0.
 With --json, where null stands for what cannot be told: {os: {version, slot}, device: {type, arch, uuid},
 boot: {chooser, primary, trial: null | {slot, tries_left}}, phase, boot_files: [{slot, of, files, missing: [..]}],
 update: {state, hooks: [..], failure: null | text, last: null | {result, target, release, reason}}, provision, supervisor,
-config: {last_good_copy, problems: [..], damaged_texts: [..]}, boot_notes: {this_boot: [..], lasting: [..]}, problems: [..]}
+config: {last_good_copy, problems: [..], damaged_texts: [..]}, boot_notes: {this_boot: [..], lasting: [..]},
+preload: [{archive, state: unpacked|waiting|passed-over|failed}], problems: [..]}
 ";
 
 /// What a status consists of: each part is there, or the reason why it is not.
@@ -48,7 +49,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
         return Err(crate::cli::usage("status")(arg.unexpected()));
     }
     // Nothing is left out that the help lists.
-    let json = ["device", "boot", "phase", "update", "provision", "supervisor", "config"]
+    let json = ["device", "boot", "phase", "update", "provision", "supervisor", "config", "preload"]
         .map(|key| (key.into(), Value::Null));
     let mut report = Report { json: json.into_iter().collect(), lines: Vec::new(), problems: Vec::new() };
     let host = Host::open(context);
@@ -56,6 +57,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     report.device(context);
     report.config(context);
     report.boot_notes(context);
+    report.preload(context);
     match &host {
         Ok(host) => {
             report.update(host, turn::is_taken(&context.root));
@@ -141,6 +143,36 @@ impl Report {
             json!({"last_good_copy": last_good, "problems": found, "damaged_texts": kept}),
         );
         found.into_iter().for_each(|text| self.problem(Error::failed(text)));
+    }
+
+    /// What the device was delivered with, and is not in its place.
+    fn preload(&mut self, context: &Context) {
+        let Ok(settings) = context.settings() else { return };
+        let found = match super::preload::states(context, &settings) {
+            Ok(found) => found,
+            Err(e) => return self.problem(e.within("preload")),
+        };
+        let mut json = Vec::new();
+        for (path, state) in found {
+            let name = path.display();
+            let (word, line) = match &state {
+                Ok(preload::State::Unpacked) => ("unpacked", None),
+                Ok(preload::State::Taken(place)) => {
+                    let text = format!("{name} is passed over: {} is there already", place.display());
+                    ("passed-over", Some(text))
+                }
+                Ok(preload::State::Waiting { segments, of }) => {
+                    ("waiting", Some(format!("{name}: {segments} of {of} parts are unpacked")))
+                }
+                Err(_) => ("failed", None),
+            };
+            self.lines.extend(line.map(|text| format!("Preload     {text}")));
+            json.push(json!({ "archive": path, "state": word }));
+            if let Err(e) = state {
+                self.problem(e.within(format!("preload {name}")));
+            }
+        }
+        self.json.insert("preload".into(), json!(json));
     }
 
     /// What PID 1 left to be told.

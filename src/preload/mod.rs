@@ -20,7 +20,7 @@ mod unpack;
 pub use archive::Archive;
 pub use entry::{Entry, Kind};
 pub use manifest::Manifest;
-pub use unpack::{End, Observer, Step, give_up, unpack, verify};
+pub use unpack::{End, Observer, State, Step, give_up, look, unpack, verify};
 
 #[cfg(all(test, feature = "build-host"))]
 #[allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]

@@ -52,15 +52,28 @@ impl<'a> Stage<'a> {
     /// # Errors
     /// `Failed`, naming the path.
     pub fn progress(&self, archive: Digest) -> Result<Progress> {
-        let bytes = sys::file::read_if_exists(&self.record(), LIMIT_BYTES)?.unwrap_or_default();
-        match serde_json::from_slice::<Progress>(&bytes) {
-            Ok(found) if found.archive == archive && self.tree().is_dir() => Ok(found),
+        match self.found()? {
+            Some(found) if found.archive == archive && self.tree().is_dir() => Ok(found),
             _ => {
                 self.remove()?;
                 sys::durable::create_dir(&self.tree())?;
                 Ok(Progress { archive, segments: 0, whole: false })
             }
         }
+    }
+
+    /// How many segments of this archive an earlier run has unpacked. Looks only.
+    ///
+    /// # Errors
+    /// `Failed`, naming the path.
+    pub fn segments(&self, archive: Digest) -> Result<usize> {
+        Ok(self.found()?.filter(|found| found.archive == archive).map_or(0, |found| found.segments))
+    }
+
+    /// The record, if there is one that makes sense.
+    fn found(&self) -> Result<Option<Progress>> {
+        let bytes = sys::file::read_if_exists(&self.record(), LIMIT_BYTES)?;
+        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
     }
 
     /// Makes everything in the tree durable, and then says so.
@@ -124,11 +137,7 @@ impl<'a> Stage<'a> {
     /// # Errors
     /// `Failed`, naming the path.
     pub fn give_up(&self) -> Result<()> {
-        let bytes = sys::file::read_if_exists(&self.record(), LIMIT_BYTES)?.unwrap_or_default();
-        match serde_json::from_slice::<Progress>(&bytes) {
-            Ok(found) if found.whole => Ok(()),
-            _ => self.remove(),
-        }
+        if self.found()?.is_some_and(|found| found.whole) { Ok(()) } else { self.remove() }
     }
 
     /// Whether this archive was unpacked here.

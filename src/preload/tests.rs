@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::pack::{self, Recipe};
-use super::{Archive, End, Step, unpack, verify};
+use super::{Archive, End, State, Step, look, unpack, verify};
 use crate::bundle::Keys;
 use crate::bundle::sign::{Signer, keygen};
 use crate::model::device::DeviceType;
@@ -170,8 +170,11 @@ fn everything_comes_back_as_it_was() {
     let again = fs::read(lab.path("a.preload")).unwrap();
     verify(&lab.archive().unwrap(), &mut |_| ()).unwrap();
     let before = lab.expected();
+    let look = || look(&lab.archive().unwrap(), &lab.path("data")).unwrap();
+    assert_eq!(look(), State::Waiting { segments: 0, of: made.manifest.segment.len() });
     assert_eq!(lab.unpack(&|_| Ok(())).unwrap(), End::Unpacked);
     lab.assert_whole();
+    assert_eq!(look(), State::Unpacked);
     assert_eq!(lab.unpack(&|_| panic!("done already")).unwrap(), End::Before);
     assert_eq!(lab.expected(), before);
     // But for the signature, which is random, the same trees give the same bytes.
@@ -274,6 +277,8 @@ fn what_is_there_is_passed_over() {
     lab.pack();
     fs::create_dir_all(lab.path("data/docker/overlay2")).unwrap();
     fs::write(lab.path("data/docker/overlay2/mine"), "x").unwrap();
+    let taken = look(&lab.archive().unwrap(), &lab.path("data")).unwrap();
+    assert_eq!(taken, State::Taken(lab.path("data/docker")));
     assert_eq!(lab.unpack(&|_| panic!("touched")).unwrap(), End::Taken(lab.path("data/docker")));
     assert!(lab.path("data/docker/overlay2/mine").exists() && !lab.path("data/apps.json").exists());
     // An empty directory is no content: it is filled, and stays the one that may be bound elsewhere.

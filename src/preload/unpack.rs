@@ -51,6 +51,22 @@ pub enum End {
     Taken(PathBuf),
 }
 
+/// Where an archive stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// It was unpacked here.
+    Unpacked,
+    /// It is passed over: something is in its place.
+    Taken(PathBuf),
+    /// It is still to be unpacked, so many of its segments are.
+    Waiting {
+        /// Those that are on the medium.
+        segments: usize,
+        /// All of them.
+        of: usize,
+    },
+}
+
 /// Unpacks `archive` into the data partition mounted at `data`, going on where an earlier run was cut. `progress` is told
 /// how many bytes of the archive's content were read.
 ///
@@ -95,6 +111,25 @@ pub fn unpack(
     stage.remove()?;
     observer(&Step::Cleared)?;
     Ok(End::Unpacked)
+}
+
+/// Where an archive stands on the data partition mounted at `data`. Looks only.
+///
+/// # Errors
+/// `Failed` if it cannot be told; `Refused` if there is no room for what is left to unpack.
+pub fn look(archive: &Archive, data: &Path) -> Result<State> {
+    let stage = Stage::new(data);
+    if stage.is_done(archive.digest())? {
+        return Ok(State::Unpacked);
+    }
+    let segments = stage.segments(archive.digest())?;
+    if segments == 0
+        && let Some(path) = stage.taken(&archive.manifest().names)?
+    {
+        return Ok(State::Taken(path));
+    }
+    has_room(archive.manifest(), data, segments)?;
+    Ok(State::Waiting { segments, of: archive.manifest().segment.len() })
 }
 
 /// After an error that trying again will not mend: what was unpacked so far takes no room any more.
