@@ -34,12 +34,12 @@ debian_sources() {
         grep -E "^deb [^ ]+ bookworm($1) main\$" | sort -u
 }
 
-# Demands Rust 1.88 or newer, which Debian 12 does not package.
+# Demands Rust 1.93 or newer, which Debian 12 does not package.
 need_rust() {
     local found
     found=$(cargo --version 2>/dev/null | sed -nE 's/^cargo 1\.([0-9]+).*/\1/p')
-    if [ -z "$found" ] || [ "$found" -lt 88 ]; then
-        echo "cargo 1.88 or newer is needed (found: $(cargo --version 2>/dev/null || echo none)); install it with rustup" >&2
+    if [ -z "$found" ] || [ "$found" -lt 93 ]; then
+        echo "cargo 1.93 or newer is needed (found: $(cargo --version 2>/dev/null || echo none)); install it with rustup" >&2
         exit 1
     fi
 }
