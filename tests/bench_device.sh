@@ -119,7 +119,7 @@ killed_20_times() {
         kill -9 "$pid" 2>/dev/null || true
         wait "$pid" 2>/dev/null || true
     done
-    "$twinhull" --root "$work/device" install "$url/b" >/dev/null
+    measure "$twinhull" --root "$work/device" install "$url/b"
     counted
     bytes=$((all + bytes)) requests=$((asked + requests))
     same "$loop"

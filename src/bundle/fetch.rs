@@ -20,7 +20,7 @@ use crate::{Error, Result};
 /// The first request, and any that nothing was planned for: manifest and signatures are about as long.
 const FIRST_BYTES: u64 = 4096;
 /// A request is for at least so much, if so much is planned. It bounds what a killed process fetched in vain.
-const REQUEST_BYTES: u64 = 128 * 1024;
+const REQUEST_BYTES: u64 = 64 * 1024;
 /// No link is taken for faster, in bytes a second: what requests saved would gain there is less than anybody notices.
 const RATE_MAX: f64 = 50e6;
 /// A connection that brought so much before it broke is worth opening again at once.
