@@ -115,7 +115,10 @@ fn read_request(reader: &mut BufReader<UnixStream>) -> Option<(String, String, S
     let mut more = chunked;
     while more {
         let mut size = String::new();
-        reader.read_line(&mut size).ok()?;
+        // Whoever sent it may be gone.
+        if reader.read_line(&mut size).ok()? == 0 {
+            return None;
+        }
         let size = usize::from_str_radix(size.trim(), 16).unwrap();
         let mut chunk = vec![0; size + 2];
         reader.read_exact(&mut chunk).ok()?;

@@ -82,7 +82,7 @@ impl<'a> Stage<'a> {
     /// `Failed`: then the record is the old one.
     pub fn keep(&self, progress: Progress) -> Result<()> {
         sys::tree::sync(&self.dir)?;
-        sys::durable::replace(&self.record(), &to_json(&progress), 0o600)
+        sys::json_file::replace(&self.record(), &progress)
     }
 
     /// Moves what is in the tree to the top of the data partition. A directory that is there already and was empty is filled.
@@ -157,15 +157,12 @@ impl<'a> Stage<'a> {
         if !done.contains(&archive) {
             done.push(archive);
         }
-        sys::durable::replace(&self.data.join(DONE), &to_json(&done), 0o644)
+        sys::json_file::replace(&self.data.join(DONE), &done)
     }
 
     fn done(&self) -> Result<Vec<Digest>> {
-        let path = self.data.join(DONE);
-        let Some(bytes) = sys::file::read_if_exists(&path, LIMIT_BYTES)? else { return Ok(Vec::new()) };
-        serde_json::from_slice(&bytes)
-            .map_err(|e| Error::failed(format!("{e}; remove it if nothing was preloaded here")))
-            .doing(|| path.display().to_string())
+        let done = sys::json_file::read(&self.data.join(DONE));
+        Ok(done.doing(|| "what was preloaded here (remove the file if nothing was)")?.unwrap_or_default())
     }
 
     fn record(&self) -> PathBuf {
@@ -191,12 +188,6 @@ fn move_to(from: &Path, to: &Path, observer: &dyn Fn(&Path) -> Result<()>) -> Re
 
 fn is_own_dir(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|m| m.is_dir())
-}
-
-fn to_json(value: &impl Serialize) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec(value).unwrap_or_default();
-    bytes.push(b'\n');
-    bytes
 }
 
 #[cfg(test)]

@@ -14,7 +14,6 @@ use crate::{Doing, Error, Result, Root, sys};
 
 /// The last failed attempt of this boot; there is no such file once the device is registered.
 const RECORD: &str = "/run/twinhull/provision.json";
-const LIMIT_BYTES: u64 = 64 * 1024;
 
 /// How far provisioning got.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -110,20 +109,14 @@ fn look(root: &Root, settings: &Settings, status: &mut Status) -> Result<()> {
 }
 
 fn last_try(root: &Root) -> Result<Option<LastTry>> {
-    let path = root.path(RECORD);
-    let Some(bytes) = sys::file::read_if_exists(&path, LIMIT_BYTES)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::failed(format!("{}: {e}", path.display())))
+    sys::json_file::read(&root.path(RECORD))
 }
 
 /// Notes the last failed attempt, or that there is none any more.
 pub(super) fn record(root: &Root, last: Option<&LastTry>) -> Result<()> {
     let path = root.path(RECORD);
     let Some(last) = last else { return sys::durable::remove(&path) };
-    let text = serde_json::to_string(last).map_err(|e| Error::failed(e.to_string()))?;
-    if let Some(dir) = path.parent() {
-        sys::durable::create_dir(dir)?;
-    }
-    sys::durable::replace(&path, text.as_bytes(), 0o644).doing(|| "note the failed attempt")
+    sys::json_file::replace(&path, last).doing(|| "note the failed attempt")
 }
 
 pub(super) fn no_config_json(root: &Root, settings: &Settings) -> Error {

@@ -1,15 +1,14 @@
 //! Which applications this device runs: written by `up`, so that the boot's own `up --all` knows their files.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::App;
-use crate::{Error, Result, Root, sys};
+use crate::{Result, Root, sys};
 
 const PATH: &str = "/mnt/data/twinhull/services.json";
-const LIMIT_BYTES: u64 = 1024 * 1024;
 
 /// Application, and where it comes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,9 +30,7 @@ impl Record {
     /// # Errors
     /// `Failed`, naming the file.
     pub fn load(root: &Root) -> Result<Self> {
-        let path = root.path(PATH);
-        let Some(bytes) = sys::file::read_if_exists(&path, LIMIT_BYTES)? else { return Ok(Self::default()) };
-        serde_json::from_slice(&bytes).map_err(|e| Error::failed(format!("{}: {e}", path.display())))
+        Ok(sys::json_file::read(&root.path(PATH))?.unwrap_or_default())
     }
 
     /// All of them.
@@ -67,10 +64,7 @@ impl Record {
     }
 
     fn save(&self, root: &Root) -> Result<()> {
-        let path = root.path(PATH);
-        sys::durable::create_dir(path.parent().unwrap_or(Path::new("/")))?;
-        let text = serde_json::to_string_pretty(self).map_err(|e| Error::failed(e.to_string()))?;
-        sys::durable::replace(&path, text.as_bytes(), 0o644)
+        sys::json_file::replace(&root.path(PATH), self)
     }
 }
 

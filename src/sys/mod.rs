@@ -16,6 +16,7 @@ pub mod efivar;
 pub mod fatrw;
 pub mod file;
 pub mod http;
+pub mod json_file;
 pub mod kmsg;
 pub mod lock;
 pub mod lock_file;

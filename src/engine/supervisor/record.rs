@@ -1,14 +1,11 @@
 //! What the watcher leaves for `supervisor status` to show: of this boot only, so it lives in `/run`.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
 use super::trial::Outcome;
-use crate::{Error, Result, Root, sys};
+use crate::{Result, Root, sys};
 
 const PATH: &str = "/run/twinhull/supervisor.json";
-const LIMIT_BYTES: u64 = 64 * 1024;
 
 /// The watcher's account of this boot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,9 +27,7 @@ impl Record {
     /// # Errors
     /// `Failed`, naming the file, if it cannot be read or understood.
     pub fn load(root: &Root) -> Result<Self> {
-        let path = root.path(PATH);
-        let Some(bytes) = sys::file::read_if_exists(&path, LIMIT_BYTES)? else { return Ok(Self::default()) };
-        serde_json::from_slice(&bytes).map_err(|e| Error::failed(format!("{}: {e}", path.display())))
+        Ok(sys::json_file::read(&root.path(PATH))?.unwrap_or_default())
     }
 
     /// Writes it.
@@ -40,10 +35,7 @@ impl Record {
     /// # Errors
     /// `Failed`, naming the file.
     pub fn save(&self, root: &Root) -> Result<()> {
-        let path = root.path(PATH);
-        sys::durable::create_dir(path.parent().unwrap_or(Path::new("/")))?;
-        let text = serde_json::to_string(self).map_err(|e| Error::failed(e.to_string()))?;
-        sys::durable::replace(&path, text.as_bytes(), 0o644)
+        sys::json_file::replace(&root.path(PATH), self)
     }
 }
 

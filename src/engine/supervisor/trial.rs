@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::conf::Named;
 use super::health::SupervisorHealth;
-use crate::{Error, Result, Root, sys};
+use crate::{Result, Root, sys};
 
 const PATH: &str = "/run/twinhull/supervisor-trial.json";
-const LIMIT_BYTES: u64 = 64 * 1024;
 /// So many ends are a crash loop. One is none: a supervisor may start anew when it has moved its database.
 const ENDS: u32 = 3;
 
@@ -31,11 +30,7 @@ impl Request {
     /// # Errors
     /// `Failed`, naming the file, if it cannot be read or understood.
     pub fn load(root: &Root) -> Result<Option<Self>> {
-        let path = root.path(PATH);
-        let Some(bytes) = sys::file::read_if_exists(&path, LIMIT_BYTES)? else { return Ok(None) };
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|e| Error::failed(format!("{}: {e}", path.display())))
+        sys::json_file::read(&root.path(PATH))
     }
 
     /// Whether there is one; costs one look.
@@ -48,10 +43,7 @@ impl Request {
     /// # Errors
     /// `Failed`, naming the file.
     pub fn save(&self, root: &Root) -> Result<()> {
-        let path = root.path(PATH);
-        sys::durable::create_dir(sys::durable::parent(&path)?)?;
-        let text = serde_json::to_string(self).map_err(|e| Error::failed(e.to_string()))?;
-        sys::durable::replace(&path, text.as_bytes(), 0o644)
+        sys::json_file::replace(&root.path(PATH), self)
     }
 
     /// It is settled.
