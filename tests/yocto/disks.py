@@ -18,6 +18,8 @@ import sys
 MIB = 1024 * 1024
 ENVIRONMENT = {'PATH': '/usr/sbin:/usr/bin:/sbin:/bin', 'LC_ALL': 'C'}
 LABELS = ['resin-boot', 'resin-rootA', 'resin-rootB', 'resin-state', 'resin-data']
+# With a boot partition for each slot, between the first and the rest.
+SLOT_BOOT_LABELS = ['resin-bootA', 'resin-bootB']
 
 
 def parse(path):
@@ -118,7 +120,9 @@ def main():
     for path in files:
         parts, table = parse(path)
         names = [part.get('part-name') for part in parts]
-        expect(names == ([part['label'] for part in parts] if table == 'gpt' else [None] * 5), '%s: part-name: %s' % (path, names))
+        expected = [part['label'] for part in parts]
+        expect(names == (expected if table == 'gpt' else [None] * len(parts)), '%s: part-name: %s' % (path, names))
+        expect([l for l in expected if l not in SLOT_BOOT_LABELS] == LABELS, '%s: labels: %s' % (path, expected))
         rows = layout(parts, table)
         root = os.path.join(work, 'host-' + os.path.basename(path))
         shutil.rmtree(root, ignore_errors=True)
@@ -127,7 +131,8 @@ def main():
         make(disk, rows, table)
         host(root, disk, rows)
         os.makedirs(os.path.join(root, 'proc'))
-        for slot, number in (('A', 2), ('B', 3)):
+        roots = {row[3]['label'][-1]: row[0] for row in rows if row[3]['label'].startswith('resin-root')}
+        for slot, number in roots.items():
             with open(os.path.join(root, 'proc/cmdline'), 'w') as f:
                 f.write('root=/dev/sda%d ro\n' % number)
             for config in settings if slot == 'A' else settings[:1]:
@@ -136,17 +141,20 @@ def main():
                 expect(ran.returncode == 0, '%s, %s: %s' % (path, config, ran.stdout))
             found = json.loads(ran.stdout)
             expect(found['slot'] == slot and found['table'] == {'gpt': 'GPT', 'msdos': 'MBR'}[table], '%s: %s' % (path, found))
-            labels = [p['label'] for p in found['partitions']]
-            expect(labels == LABELS, '%s: partitions are %s' % (path, labels))
-            expect([p['file_system'] for p in found['partitions']] == ['vfat'] + ['ext4'] * 4, '%s: %s' % (path, found))
-            sizes = [p['len_bytes'] for p in found['partitions']]
-            expect(sizes[1] == sizes[2], '%s: the slots differ in size: %s' % (path, sizes))
-            mounted = [p['mounted_at'] for p in found['partitions']]
-            roots = ['/ (read-only)', 'not mounted (the other slot)']
-            expect(mounted == ['/mnt/boot', *(roots if slot == 'A' else roots[::-1]), '/mnt/state', '/mnt/data'], '%s: %s' % (path, mounted))
+            partitions = {p['label']: p for p in found['partitions']}
+            expect(set(LABELS) <= set(partitions), '%s: partitions are %s' % (path, sorted(partitions)))
+            file_systems = {part['label']: part['fstype'] for part in parts}
+            sizes = [partitions[label]['len_bytes'] for label in ('resin-rootA', 'resin-rootB')]
+            expect(sizes[0] == sizes[1], '%s: the slots differ in size: %s' % (path, sizes))
+            other = {'A': 'B', 'B': 'A'}[slot]
+            mounted = {'resin-boot': '/mnt/boot', 'resin-root' + slot: '/ (read-only)', 'resin-state': '/mnt/state',
+                       'resin-root' + other: 'not mounted (the other slot)', 'resin-data': '/mnt/data'}
+            for label, partition in partitions.items():
+                expect(partition['file_system'] == file_systems[label], '%s: %s' % (path, partition))
+                expect(partition['mounted_at'] == mounted.get(label, 'not mounted'), '%s: %s' % (path, partition))
         os.remove(disk)
         shutil.rmtree(root)
-        print('%s: %s, slots of %d MiB, accepted with %d settings files' % (os.path.basename(path), found['table'], sizes[1] // MIB, len(settings)))
+        print('%s: %s, slots of %d MiB, accepted with %d settings files' % (os.path.basename(path), found['table'], sizes[0] // MIB, len(settings)))
 
 
 if __name__ == '__main__':

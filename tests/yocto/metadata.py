@@ -115,6 +115,7 @@ OTHERS = {
     'raspberrypi': {
         'recipes-kernel/linux/linux-raspberrypi_6.12.bb': '',
         'recipes-bsp/rpi-u-boot-scr/rpi-u-boot-scr.bb': '',
+        'recipes-bsp/bootfiles/rpi-config_git.bb': '',
     },
     'tegra': {'recipes-bsp/uefi/l4t-launcher-extlinux.bb': 'KERNEL_ARGS ??= ""\n'},
     'balena-common': {
@@ -322,7 +323,8 @@ def check_boot_files(work, checkout):
     for machine, arch, overrides, settings, scheme in (
             ('genericx86-64', 'x86_64', '', '', 'grub'), ('raspberrypi4-64', 'aarch64', 'rpi', pi, 'uboot-text'),
             ('raspberrypi3', 'arm', 'rpi', pi, ''), ('qemuarm', 'arm', '', 'TWINHULL_BOOTLOADER = "uboot-env"\n', 'uboot-env'), ('qemuarm64', 'aarch64', '', 'TWINHULL_BOOTLOADER = "uboot-text"\n', 'uboot-text'),
-            ('qemuarm64', 'aarch64', '', 'TWINHULL_BOOTLOADER = "initramfs"\n', 'initramfs')):
+            ('qemuarm64', 'aarch64', '', 'TWINHULL_BOOTLOADER = "initramfs"\n', 'initramfs'),
+            ('raspberrypi5', 'aarch64', 'rpi', 'TWINHULL_BOOTLOADER = "tryboot"\nIMAGE_BOOT_FILES = "bootfiles/* Image;kernel8.img"\n', 'tryboot')):
         stage = Stage(checkout, work, 'scarthgap', machine, arch, overrides, settings)
         found = boot_files(stage)
         expected = {'config.json', 'device-type.json'}
@@ -348,12 +350,33 @@ def check_boot_files(work, checkout):
             check(found['initramfs.env'] == copy * 2, 'initramfs.env differs from what mkenvimage makes')
             packages = one(stage, 'twinhull-initramfs-image').getVar('PACKAGE_INSTALL').split()
             check('twinhull-conf' in packages, 'the initramfs lacks the settings: %s' % packages)
+        if scheme == 'tryboot':
+            expected |= {'autoboot.txt', 'cmdline-A.txt', 'cmdline-B.txt'}
+            check(found['autoboot.txt'] == theirs('boot/raspberrypi/autoboot.txt'), 'autoboot.txt differs')
+            check(found['cmdline-B.txt'].startswith(b'root=/dev/mmcblk0p6 ro rootwait'), 'cmdline-B.txt: %s' % found['cmdline-B.txt'])
         check(set(found) == expected, 'boot files of %s: %s' % (machine, sorted(found)))
         # What the image puts on the boot partition is there.
         d = one(stage, 'twinhull-example-image')
         listed = {f for f in d.getVar('TWINHULL_BOOT_FILES').split()}
-        missing = {'boot.scr'} if 'rpi' in overrides and scheme else set()
+        missing = {'boot.scr'} if scheme == 'uboot-text' and 'rpi' in overrides else set()
+        if scheme == 'tryboot':
+            missing = {'cmdline-A.txt', 'cmdline-B.txt'}
+            check_slot_boot_files(d)
         check(listed == expected - missing, 'the image of %s takes %s' % (machine, sorted(listed)))
+
+
+def check_slot_boot_files(d):
+    """What wic is told to put on the three boot partitions of a disk for tryboot."""
+    check(d.getVar('WKS_FILE') == 'twinhull-tryboot.wks', 'layout of tryboot: %s' % d.getVar('WKS_FILE'))
+    own = 'twinhull-boot/autoboot.txt;autoboot.txt'
+    check(own in d.getVar('IMAGE_BOOT_FILES_label-resin-boot').split(), 'boot: %s' % d.getVar('IMAGE_BOOT_FILES_label-resin-boot'))
+    for letter in 'AB':
+        name = 'IMAGE_BOOT_FILES_label-resin-boot' + letter
+        expected = ['bootfiles/*', 'Image;kernel8.img', 'twinhull-initramfs-image-raspberrypi5.cpio.gz;initramfs',
+                    'twinhull-boot/cmdline-%s.txt;cmdline.txt' % letter]
+        check(d.getVar(name).split() == expected, '%s: %s' % (name, d.getVar(name)))
+        # wic is told these variables alone.
+        check(name in d.getVar('WICVARS').split(), 'WICVARS lacks ' + name)
 
 
 def check_conf(stage, machine, expected):
@@ -465,6 +488,18 @@ def check_bundle(stage, work, twinhull):
     check(not said, 'bundle with boot files and a hook: ' + said)
     names = [name for f in files_of(d.getVar('DEPLOYDIR'), '.bundle') for name, _ in contents(f)]
     check(names[-4:] == ['boot.index', 'boot.frames', 'hooks.index', 'hooks.frames'], 'payloads of the bundle: %s' % names)
+    check_deltas(recipe, work, secret, made[0], image)
+    for name in ('Image', 'firmware/config.txt', 'firmware/cmdline.txt'):
+        write(os.path.join(d.getVar('DEPLOY_DIR_IMAGE'), name), name)
+    files = 'Image;kernel8.img firmware/*'
+    d = recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_BUNDLE_BOOT_FILES=files, DEPLOYDIR=os.path.join(work, 'deploy-boot-files'))
+    said = fails(d, 'do_deploy')
+    check(not said, 'bundle with files of the deploy directory: ' + said)
+    [bundle] = files_of(d.getVar('DEPLOYDIR'), '.bundle')
+    manifest = dict(contents(bundle))['manifest.toml'].decode()
+    check('kernel8.img' in manifest and 'config.txt' in manifest and 'cmdline' not in manifest, 'boot files: ' + manifest)
+    said = fails(recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_BUNDLE_BOOT_FILES='nowhere.dtb'), 'do_deploy')
+    check('there is no nowhere.dtb' in said, 'a boot file that is not there: ' + said)
     d = recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_PUBLIC_KEYS=os.path.join(keys, 'other.pub'))
     other = d.getVar('TWINHULL_PUBLIC_KEYS')
     subprocess.run([twinhull, 'bundle', 'keygen', '--public', other, '--secret', other + '.key'], check=True, stdout=subprocess.DEVNULL)
@@ -473,6 +508,23 @@ def check_bundle(stage, work, twinhull):
     os.remove(other + '.key')
     check('sign' in said, 'a bundle that no device would take: ' + said)
     check_keys(stage, public, secret)
+
+
+def check_deltas(recipe, work, secret, old, image):
+    """Deltas from an older bundle, and from the image itself, to a bundle of the next version."""
+    def next_version(**variables):
+        return recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_BUNDLE_VERSION='1.1.0', DEPLOYDIR=os.path.join(work, 'deploy-next'), **variables)
+    said = fails(next_version(TWINHULL_BUNDLE_DELTA_FROM='/nowhere.bundle'), 'do_deploy')
+    check('there is no /nowhere.bundle' in said, 'a delta from nothing: ' + said)
+    said = fails(next_version(TWINHULL_BUNDLE_DELTA_FROM='%s %s' % (old, old)), 'do_deploy')
+    check('would become' in said, 'two deltas of one name: ' + said)
+    d = next_version(TWINHULL_BUNDLE_DELTA_FROM='%s %s' % (old, image))
+    said = fails(d, 'do_deploy')
+    check(not said, 'deltas: ' + said)
+    found = sorted(os.path.basename(f) for f in files_of(d.getVar('DEPLOYDIR'), '.delta'))
+    new = 'twinhull-example-bundle-genericx86-64-1.1.0'
+    check(found == ['%s-from-twinhull-example-bundle-genericx86-64-1.0.0.delta' % new,
+                    '%s-from-%s.delta' % (new, os.path.basename(image))], 'deltas: %s' % found)
 
 
 def contents(bundle):
@@ -610,8 +662,10 @@ def main():
             ('genericx86-64', 'x86_64', '', 'chooser = "grub"'), ('raspberrypi3-64', 'aarch64', 'rpi', 'deadline_s = 900'),
             ('raspberrypi4-64', 'aarch64', 'rpi', 'chooser = "uboot-text"'), ('qemuarm64', 'aarch64', '', 'persist'),
             ('qemuarm', 'arm', '', 'chooser = "uboot-env"'),
+            ('raspberrypi5', 'aarch64', 'rpi', 'chooser = "tryboot"'),
             ('p3768-0000-p3767-0000', 'aarch64', 'tegra', 'tries = 2')):
-        settings = 'TWINHULL_BOOTLOADER = "uboot-env"\n' if machine == 'qemuarm' else ''
+        chosen = {'qemuarm': 'uboot-env', 'raspberrypi5': 'tryboot'}.get(machine)
+        settings = 'TWINHULL_BOOTLOADER = "%s"\n' % chosen if chosen else ''
         settings += 'RPI_USE_U_BOOT = "1"\nTWINHULL_SETTINGS = "[health]\\nsettle_s = 20"\n'
         stage = Stage(checkout, work, 'wrynose', machine, arch, overrides, settings)
         check_conf(stage, machine, expected)

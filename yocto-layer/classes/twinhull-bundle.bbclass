@@ -4,8 +4,9 @@
 #   inherit twinhull-bundle
 #   TWINHULL_BUNDLE_IMAGE = "my-image"
 #
-# The version of the recipe is that of the OS: my-bundle_2.1.0.bb. The bundle lies in DEPLOY_DIR_IMAGE. The same image
-# and settings give the same bytes, but for the signature.
+# The version of the recipe is that of the OS: my-bundle_2.1.0.bb. The bundle lies in DEPLOY_DIR_IMAGE, and beside it a
+# delta from each older one that TWINHULL_BUNDLE_DELTA_FROM names. The same image and settings give the same bytes, but for
+# the signature.
 
 require conf/twinhull_machines.inc
 
@@ -25,10 +26,14 @@ TWINHULL_BUNDLE_PROVIDES ?= ""
 TWINHULL_BUNDLE_PROVIDES[doc] = "KEY=VERSION of kernel, l4t or supervisor in it"
 TWINHULL_BUNDLE_BOOT_DIR ?= ""
 TWINHULL_BUNDLE_BOOT_DIR[doc] = "Absolute path of a directory; its files go to the boot partition, for the slot that is written"
+TWINHULL_BUNDLE_BOOT_FILES ?= "${@d.getVar('TWINHULL_SLOT_BOOT_FILES') if d.getVar('TWINHULL_BOOTLOADER') == 'tryboot' else ''}"
+TWINHULL_BUNDLE_BOOT_FILES[doc] = "The same, as SOURCE;DESTINATION of files in DEPLOY_DIR_IMAGE; but for cmdline.txt, which differs from slot to slot"
 TWINHULL_BUNDLE_HOOKS ?= ""
 TWINHULL_BUNDLE_HOOKS[doc] = "NAME=FILE of programs that the new system runs before it is committed; absolute paths"
 TWINHULL_BUNDLE_LEVEL ?= "19"
 TWINHULL_BUNDLE_LEVEL[doc] = "zstd level, 1 to 22"
+TWINHULL_BUNDLE_DELTA_FROM ?= ""
+TWINHULL_BUNDLE_DELTA_FROM[doc] = "Absolute paths of bundles of older versions, or of their images; a delta is made from each"
 TWINHULL_BUNDLE_KEYS ?= ""
 TWINHULL_BUNDLE_KEYS[doc] = "Absolute paths of minisign secret keys; each signs"
 TWINHULL_BUNDLE_PASSWORD_FILE ?= ""
@@ -74,9 +79,39 @@ def twinhull_bundle_arguments(d):
         arguments += ['--provides', provided]
     if d.getVar('TWINHULL_BUNDLE_BOOT_DIR'):
         arguments += ['--boot-dir', d.getVar('TWINHULL_BUNDLE_BOOT_DIR')]
+    for name, path in twinhull_bundle_boot_files(d).items():
+        arguments += ['--boot-file', '%s=%s' % (name, path)]
     for hook in d.getVar('TWINHULL_BUNDLE_HOOKS').split():
         arguments += ['--hook', hook]
     return arguments
+
+# Files of TWINHULL_BUNDLE_BOOT_FILES by their path on the boot partition, found as wic finds those of IMAGE_BOOT_FILES.
+def twinhull_bundle_boot_files(d):
+    import glob
+    deploy, files = d.getVar('DEPLOY_DIR_IMAGE'), {}
+    for entry in d.getVar('TWINHULL_BUNDLE_BOOT_FILES').split():
+        source, _, destination = entry.partition(';')
+        found = sorted(glob.glob(os.path.join(deploy, source)))
+        if not found:
+            bb.fatal('TWINHULL_BUNDLE_BOOT_FILES: there is no %s in %s' % (source, deploy))
+        for path in found:
+            name = os.path.join(destination, os.path.basename(path)) if '*' in source else destination or source
+            if os.path.isfile(path) and name != 'cmdline.txt':
+                files[name] = path
+    return files
+
+# Older bundles and images, each with the name of its delta.
+def twinhull_bundle_deltas(d):
+    deltas = {}
+    for old in d.getVar('TWINHULL_BUNDLE_DELTA_FROM').split():
+        if not os.path.exists(old):
+            bb.fatal('TWINHULL_BUNDLE_DELTA_FROM: there is no %s' % old)
+        name = os.path.basename(old)
+        name = '%s-from-%s.delta' % (d.getVar('TWINHULL_BUNDLE_NAME'), name[:-len('.bundle')] if name.endswith('.bundle') else name)
+        if name in deltas:
+            bb.fatal('TWINHULL_BUNDLE_DELTA_FROM: both %s and %s would become %s' % (deltas[name], old, name))
+        deltas[name] = old
+    return deltas
 
 # Arguments that name the keys; an error when there are none and nobody asked for an unsigned bundle.
 def twinhull_bundle_keys(d):
@@ -98,12 +133,12 @@ def twinhull_bundle_keys(d):
 python do_deploy() {
     import shutil, subprocess
     def twinhull(*arguments):
-        ran = subprocess.run([bb.utils.which(d.getVar('PATH'), 'twinhull'), *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             universal_newlines=True)
+        ran = subprocess.run([bb.utils.which(d.getVar('PATH'), 'twinhull'), *arguments], stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
         bb.note(ran.stdout)
         if ran.returncode:
             bb.fatal(ran.stdout.strip())
-    keys = twinhull_bundle_keys(d)
+    keys, deltas = twinhull_bundle_keys(d), twinhull_bundle_deltas(d)
     bundle = os.path.join(d.getVar('DEPLOYDIR'), d.getVar('TWINHULL_BUNDLE_NAME') + '.bundle')
     bb.utils.mkdirhier(d.getVar('DEPLOYDIR'))
     twinhull('bundle', 'create', *twinhull_bundle_arguments(d), *keys, '--output', bundle)
@@ -116,13 +151,17 @@ python do_deploy() {
         for key in public:
             shutil.copy(key, directory)
         twinhull('bundle', 'verify', bundle, '--keys', directory)
+    for name, old in deltas.items():
+        twinhull('bundle', 'delta', '--from', old, '--to', bundle, '--level', d.getVar('TWINHULL_BUNDLE_LEVEL'),
+                 '--output', os.path.join(d.getVar('DEPLOYDIR'), name))
 }
 addtask deploy after do_prepare_recipe_sysroot before do_build
 do_deploy[depends] += "${@d.getVar('TWINHULL_BUNDLE_IMAGE') + ':do_image_complete' if d.getVar('TWINHULL_BUNDLE_IMAGE') else ''}"
 # A secret key's digest tells nothing of it; a password's digest would, so that file is left out.
 do_deploy[file-checksums] += "${@' '.join(k + ':True' for k in (d.getVar('TWINHULL_BUNDLE_KEYS') + ' ' + d.getVar('TWINHULL_PUBLIC_KEYS')).split())}"
+do_deploy[file-checksums] += "${@' '.join(f + ':True' for f in d.getVar('TWINHULL_BUNDLE_DELTA_FROM').split())}"
 do_deploy[file-checksums] += "${@' '.join(f + ':True' for f in [d.getVar('TWINHULL_BUNDLE_BOOT_DIR')] + [h.partition('=')[2] for h in d.getVar('TWINHULL_BUNDLE_HOOKS').split()] if f)}"
-do_deploy[vardeps] += "TWINHULL_BUNDLE_BOOT_DIR TWINHULL_BUNDLE_COMPATIBLE TWINHULL_BUNDLE_FSTYPE TWINHULL_BUNDLE_HOOKS TWINHULL_BUNDLE_IMAGE TWINHULL_BUNDLE_LEVEL \
+do_deploy[vardeps] += "TWINHULL_BUNDLE_BOOT_DIR TWINHULL_BUNDLE_BOOT_FILES TWINHULL_BUNDLE_COMPATIBLE TWINHULL_BUNDLE_DELTA_FROM TWINHULL_BUNDLE_FSTYPE TWINHULL_BUNDLE_HOOKS TWINHULL_BUNDLE_IMAGE TWINHULL_BUNDLE_LEVEL \
     TWINHULL_BUNDLE_MIN_VERSION TWINHULL_BUNDLE_NAME TWINHULL_BUNDLE_PROVIDES TWINHULL_BUNDLE_RELEASE \
     TWINHULL_BUNDLE_UNSIGNED TWINHULL_BUNDLE_VERSION TWINHULL_DEVICE_ARCH"
 do_deploy[vardepsexclude] += "TWINHULL_BUNDLE_KEYS TWINHULL_BUNDLE_PASSWORD_FILE TWINHULL_PUBLIC_KEYS"

@@ -11,7 +11,6 @@ IMAGE_FSTYPES:append = " ext4"
 # The kernel comes from the deploy directory, under the name that the boot script loads.
 BAD_RECOMMENDATIONS += "kernel-image kernel-image-${@(d.getVar('KERNEL_IMAGETYPE') or '').lower()}"
 TWINHULL_KERNEL_NAME ?= "${@'vmlinuz' if d.getVar('TWINHULL_BOOTLOADER') == 'grub' else d.getVar('KERNEL_IMAGETYPE')}"
-TWINHULL_INITRAMFS ?= "twinhull-initramfs-image"
 
 # GRUB before 2.12 and U-Boot cannot read a root with metadata_csum_seed. The same UUID and hash seed in every version:
 # what did not change lies in the same blocks, and the same packages give the same image.
@@ -52,8 +51,22 @@ TWINHULL_BOOT_FILES:append = "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'grub'
 # On a Raspberry Pi boot.scr is meta-raspberrypi's, with the same script (dynamic-layers/raspberrypi).
 TWINHULL_BOOT_FILES:append = "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'uboot-text', ' resinOS_uEnv.txt bootcount.env extra_uEnv.txt', '', d)}"
 TWINHULL_BOOT_FILES:append = "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'initramfs', ' initramfs.env', '', d)}"
+TWINHULL_BOOT_FILES:append = "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'tryboot', ' autoboot.txt', '', d)}"
 TWINHULL_BOOT_FILES:append = " ${@'boot.scr' if d.getVar('TWINHULL_BOOTLOADER').startswith('uboot') and d.getVar('RPI_USE_U_BOOT') != '1' else ''}"
-IMAGE_BOOT_FILES:append = " ${@' '.join('twinhull-boot/%s;%s' % (f, f) for f in d.getVar('TWINHULL_BOOT_FILES').split())}"
+TWINHULL_OWN_BOOT_FILES = "${@' '.join('twinhull-boot/%s;%s' % (f, f) for f in d.getVar('TWINHULL_BOOT_FILES').split())}"
+IMAGE_BOOT_FILES:append = " ${@'' if d.getVar('TWINHULL_BOOTLOADER') == 'tryboot' else d.getVar('TWINHULL_OWN_BOOT_FILES')}"
 IMAGE_BOOT_FILES:append = "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'grub', ' grub-efi-${TWINHULL_EFI_IMAGE};EFI/BOOT/${TWINHULL_EFI_IMAGE}', '', d)}"
 do_image_wic[depends] += "twinhull-boot:do_deploy"
 do_image_wic[depends] += "${@bb.utils.contains('TWINHULL_BOOTLOADER', 'grub', 'grub-efi:do_deploy', '', d)}"
+
+# With tryboot the firmware's files, kernel and initramfs are on the slots' own boot partitions, and cmdline.txt differs.
+python () {
+    if d.getVar('TWINHULL_BOOTLOADER') != 'tryboot':
+        return
+    files = {'resin-boot': d.getVar('TWINHULL_OWN_BOOT_FILES')}
+    for letter in 'AB':
+        files['resin-boot' + letter] = '${TWINHULL_SLOT_BOOT_FILES} twinhull-boot/cmdline-%s.txt;cmdline.txt' % letter
+    for label, value in files.items():
+        d.setVar('IMAGE_BOOT_FILES_label-' + label, value)
+        d.appendVar('WICVARS', ' IMAGE_BOOT_FILES_label-' + label)
+}

@@ -10,6 +10,7 @@ CVE_PRODUCT = ""
 
 SRC_URI = " \
     file://boot/grub/grub.cfg \
+    file://boot/raspberrypi/autoboot.txt \
     file://boot/uboot/boot.cmd \
     file://boot/uboot-env/boot.cmd \
 "
@@ -22,6 +23,9 @@ require conf/twinhull_machines.inc
 
 TWINHULL_CONFIG_JSON ?= ""
 TWINHULL_CONFIG_JSON[doc] = "A config.json for new devices; without it one with the device type alone"
+
+TWINHULL_DISK ?= "/dev/mmcblk0"
+TWINHULL_DISK[doc] = "With tryboot: the disk that the firmware boots from; partition n is this name, p and n"
 
 INHIBIT_DEFAULT_DEPS = "1"
 DEPENDS += "${@'u-boot-mkimage-native' if d.getVar('TWINHULL_BOOTLOADER').startswith('uboot') else ''}"
@@ -68,6 +72,13 @@ def twinhull_boot_files(d):
         files['resinOS_uEnv.txt'] = b'resin_root_part=2\nupgrade_available=0\nos_bc_lim=99\n'
         files['bootcount.env'] = b'bootcount=0\n\0'
         files['extra_uEnv.txt'] = ('extra_os_cmdline=%s\n' % d.getVar('TWINHULL_CMDLINE')).encode()
+    if d.getVar('TWINHULL_BOOTLOADER') == 'tryboot':
+        with open(os.path.join(d.getVar('S'), 'boot/raspberrypi/autoboot.txt'), 'rb') as f:
+            files['autoboot.txt'] = f.read()
+        # These go to the slots' own boot partitions; 5 and 6 are the root slots of twinhull-tryboot.wks.
+        for letter, number in (('A', 5), ('B', 6)):
+            files['cmdline-%s.txt' % letter] = ('root=%sp%d ro rootwait panic=5 %s\n' % (
+                d.getVar('TWINHULL_DISK'), number, d.getVar('TWINHULL_CMDLINE'))).encode()
     if d.getVar('TWINHULL_BOOTLOADER') == 'initramfs':
         files['initramfs.env'] = twinhull_initramfs_env()
     return files
@@ -88,7 +99,7 @@ python do_compile() {
                         '-d', script, os.path.join(d.getVar('B'), 'twinhull-boot/boot.scr')], check=True, env=environment)
 }
 do_compile[cleandirs] = "${B}"
-do_compile[vardeps] += "TWINHULL_BOOTLOADER TWINHULL_CMDLINE TWINHULL_CONFIG_JSON TWINHULL_DEVICE_ARCH TWINHULL_DEVICE_TYPE"
+do_compile[vardeps] += "TWINHULL_BOOTLOADER TWINHULL_CMDLINE TWINHULL_CONFIG_JSON TWINHULL_DEVICE_ARCH TWINHULL_DEVICE_TYPE TWINHULL_DISK"
 do_compile[file-checksums] += "${@d.getVar('TWINHULL_CONFIG_JSON') + ':True' if d.getVar('TWINHULL_CONFIG_JSON') else ''}"
 
 B = "${WORKDIR}/build"

@@ -21,8 +21,11 @@ require conf/twinhull_machines.inc
 # At most one; without any, twinhull looks at what is on the boot partition.
 PACKAGECONFIG ??= "${TWINHULL_BOOTLOADER}"
 PACKAGECONFIG[balena-bootloader] = ",,,"
+PACKAGECONFIG[efi] = ",,,"
 PACKAGECONFIG[grub] = ",,,"
 PACKAGECONFIG[initramfs] = ",,,"
+PACKAGECONFIG[systemd-boot] = ",,,"
+PACKAGECONFIG[tryboot] = ",,,"
 PACKAGECONFIG[uboot-env] = ",,,"
 PACKAGECONFIG[uboot-text] = ",,,"
 
