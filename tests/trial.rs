@@ -89,6 +89,27 @@ fn an_unhealthy_trial_goes_back_with_its_reason() {
 }
 
 #[test]
+fn a_trial_whose_pid_1_does_not_answer_is_left() {
+    let bench = Bench::new();
+    fs::remove_file(bench.device.path("usr/lib/twinhull/health.d/10-bad")).unwrap();
+    // Then no check is left that would not pass, but for the one of systemd.
+    fs::create_dir_all(bench.device.path("run/systemd/system")).unwrap();
+    bench.boot_trial();
+    let systemctl = bench.dir.path().join("systemctl");
+    let working = fs::read_to_string(&systemctl).unwrap();
+    let frozen = working.replace("#!/bin/sh", "#!/bin/sh\n[ \"$1\" != show ] || { echo timed out; exit 1; }");
+    fs::write(&systemctl, frozen).unwrap();
+    let seen = bench.twinhull(&["health"]);
+    assert_eq!(outcome(&seen).0, 1);
+    assert!(String::from_utf8_lossy(&seen.stdout).contains("FAIL  systemd  exit 1: timed out"), "{seen:?}");
+    assert_eq!(outcome(&bench.twinhull(&["resume"])).0, 0);
+    assert_eq!(bench.asked(), "reboot\n");
+    assert_eq!(bench.device.status()["phase"], "condemned");
+    fs::write(&systemctl, working).unwrap();
+    assert_eq!(outcome(&bench.twinhull(&["health"])).0, 0);
+}
+
+#[test]
 fn a_verdict_that_cannot_be_written_still_ends_in_a_reboot_that_the_bootloader_counts() {
     let bench = Bench::new();
     bench.boot_trial();

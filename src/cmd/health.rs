@@ -18,7 +18,7 @@ twinhull health: look once at everything that a trial must pass
 
 Usage: twinhull health [--json]
 
-The checks: the container engine answers; the supervisor container runs and is not unhealthy; each unit of health.units is
+The checks: systemd answers, where it is PID 1; the container engine answers; the supervisor container runs and is not unhealthy; each unit of health.units is
 active; the cloud API answers, if it did before the update; each executable in /usr/lib/twinhull/health.d exits with 0
 within health.check_deadline_s.
 
@@ -49,6 +49,10 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
 pub(super) fn checks<'a>(context: &'a Context, settings: &'a Settings, before: Before) -> Vec<Check<'a>> {
     let mut checks = Vec::new();
     let deadline = Duration::from_secs(settings.health.check_deadline_s);
+    // What sd_booted(3) looks for.
+    if context.root.path("/run/systemd/system").is_dir() {
+        checks.push(Check { name: "systemd".into(), look: Box::new(systemd_answers) });
+    }
     for unit in &settings.health.units {
         checks.push(Check { name: format!("unit {unit}"), look: Box::new(move || unit_is_active(unit)) });
     }
@@ -98,6 +102,14 @@ fn own_checks(context: &Context, settings: &Settings) -> Vec<std::path::PathBuf>
         log::error!("health: {e}");
         vec![dir]
     })
+}
+
+/// Whether PID 1 still does its work: one that crashed freezes, and the system runs on without it, for a while.
+fn systemd_answers() -> std::result::Result<(), String> {
+    let show = ["show", "--property=SystemState"];
+    let asked = sys::command::run(Path::new("systemctl"), &show, Duration::from_secs(30))
+        .map_err(|e| e.to_string())?;
+    if asked.success { Ok(()) } else { Err(format!("{}: {}", asked.ending, asked.output.trim_end())) }
 }
 
 /// Whether systemd says that `unit` is active; else its state and its last lines.
