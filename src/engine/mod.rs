@@ -16,6 +16,7 @@ mod events;
 mod fetch;
 mod image;
 mod logs;
+pub mod mend;
 mod network;
 mod registry;
 mod spec;

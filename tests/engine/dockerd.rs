@@ -118,6 +118,12 @@ impl Lab {
         );
     }
 
+    /// Settings on top of the others.
+    #[allow(dead_code)] // Of use to some tests only.
+    pub fn add_setting(&self, toml: &str) {
+        self.put("etc/twinhull/more.toml", toml);
+    }
+
     /// Writes config.json with our port and `more`.
     pub fn config_json(&self, more: &str) {
         self.put("mnt/boot/config.json", &format!(r#"{{"listenPort": {}{more}}}"#, self.port));
