@@ -192,6 +192,88 @@ fn an_engine_that_hangs_costs_deadlines_and_the_watchdog_stays_fed() {
 }
 
 #[test]
+fn an_engine_that_hangs_for_too_long_is_asked_to_be_started_again() {
+    in_lab(|lab| {
+        lab.add_setting("[engine]\nsockets = [\"/run/docker.sock\"]\nsilent_s = 3\n");
+        lab.archive("1.0.0");
+        lab.watch();
+        lab.until_well();
+        let id = lab.container_id();
+        let request = lab.path("root/run/twinhull/engine-restart");
+        assert!(!request.exists());
+        lab.freeze_dockerd();
+        // The watchdog is fed, and nothing is killed by us.
+        until("the request", || request.exists().then_some(()));
+        assert!(lab.watcher_lives() && lab.log().contains("it is to be started again"), "{}", lab.log());
+        let (code, text) = lab.twinhull(&["supervisor", "status", "--json"]);
+        assert!(code == 1 && text.contains(r#""engine_restarts":1"#), "{text}");
+        // What systemd does for `systemctl restart`: SIGTERM, and SIGCONT after it.
+        lab.thaw_dockerd();
+        lab.stop_dockerd();
+        fs::remove_file(&request).unwrap();
+        lab.start_dockerd().unwrap();
+        assert_eq!(lab.until_well(), well());
+        assert_eq!(lab.container_id(), id);
+    });
+}
+
+#[test]
+fn a_full_data_partition_is_survived_and_a_start_on_it_as_well() {
+    let mut lab = match Lab::start_on_disk(192) {
+        Ok(lab) => lab,
+        Err(needs) => {
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "SKIPPED: needs {needs}");
+            return;
+        }
+    };
+    lab.archive("1.0.0");
+    lab.watch();
+    lab.until_well();
+    let id = lab.container_id();
+    let (data, reserve) = (lab.path("root/mnt/data"), lab.path("root/mnt/data/twinhull/reserve"));
+    until("room is kept", || reserve.exists().then_some(()));
+
+    let fill = || {
+        use std::io::Write;
+        let mut file = fs::File::options().create(true).append(true).open(data.join("fill")).unwrap();
+        for size in [1 << 20, 4096, 1] {
+            while file.write_all(&vec![7; size]).and_then(|()| file.sync_all()).is_ok() {}
+        }
+        // Nor is there room for a name, once what the engine wrote meanwhile is counted.
+        (0..10_000).take_while(|n| fs::write(data.join(format!("fill-{n}")), [0; 4096]).is_ok()).count();
+    };
+    // It runs on, and the watcher says what is the matter if somebody asks.
+    fill();
+    let (code, text) = lab.twinhull(&["status"]);
+    assert!(code != 0 && text.contains("the data partition is full"), "{text}");
+    let (code, text) = lab.twinhull(&["supervisor", "status"]);
+    assert!(code == 0, "{text}");
+
+    // A supervisor that ends is started again: the reserve makes it possible.
+    let before = lab.started_at();
+    lab.docker(&["kill", supervisor::NAME]);
+    until("a new start", || (lab.started_at() != before && lab.runs()).then_some(()));
+    assert_eq!((lab.until_well(), lab.container_id()), (well(), id.clone()));
+    assert!(!reserve.exists() && lab.log().contains("the data partition is full: 8 MiB"), "{}", lab.log());
+
+    // With room again, it is kept again; and the whole engine can be started on a full disk.
+    fs::remove_file(data.join("fill")).unwrap();
+    until("room is kept", || reserve.exists().then_some(()));
+    lab.end_watcher();
+    lab.stop_dockerd();
+    fill();
+    if !is_podman() {
+        assert!(lab.start_dockerd().is_err(), "it starts on a full disk");
+    }
+    let (code, text) = lab.twinhull(&["engine", "mend", "--json"]);
+    assert!(code == 0 && text.contains(r#""gave_up_room":true"#), "{text}");
+    lab.start_dockerd().unwrap();
+    lab.watch();
+    assert_eq!((lab.until_well(), lab.container_id()), (well(), id));
+}
+
+#[test]
 fn an_image_that_is_nowhere_is_named_and_a_later_archive_is_found() {
     in_lab(|lab| {
         lab.conf("SUPERVISOR_IMAGE=lab/supervisor:1.0.0");

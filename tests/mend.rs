@@ -99,7 +99,7 @@ fn an_engine_that_does_not_start_any_more_is_mended_and_has_what_it_had() {
 
     // An engine that runs is left alone: its databases are its own.
     let (code, text) = lab.twinhull(&["engine", "mend", "--json"]);
-    assert!(code == 0 && text.ends_with("{\"failed\":[],\"mended\":[]}\n"), "{text}");
+    assert!(code == 0 && text.contains(r#""mended":[]"#), "{text}");
 }
 
 #[test]

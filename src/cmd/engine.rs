@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::cli::{Command, Context, usage};
 use crate::config::Settings;
 use crate::engine::mend::{self, Mended};
+use crate::engine::reserve;
 use crate::engine::supervisor::RESTART_REQUEST;
 use crate::sys::clock::{BootClock, Clock};
 use crate::{Doing, Error, Result, sys};
@@ -30,7 +31,9 @@ mend     Before the engine starts: looks at the files in engine.storage without 
          anew. Only what is shown to be damaged is touched, nothing is deleted, and no image, container or volume is among
          them: repositories.json (the names of images; those of images that have containers are put together again),
          volumes/metadata.db, network/files/local-kv.db (networks other than the engine's own are gone with it),
-         buildkit/*.db, key.json, and containerd's meta.db and uuid. Exit 1 if one could not be set aside.
+         buildkit/*.db, key.json, and containerd's meta.db and uuid. On a full data partition no engine starts: 8 MiB, which
+         `supervisor run` keeps in /mnt/data/twinhull/reserve while there is room, are given up. Exit 1 if a file could not
+         be set aside.
 
 restart  What twinhull-engine-restart.path runs when `supervisor run` asks for it: the engine has not answered, or not done
          what it was asked to do, for engine.silent_s; up to four times that while it starts, or the machine has more to do
@@ -58,21 +61,23 @@ fn mend(context: &Context) -> Result<u8> {
     let settings = context.settings()?;
     let mut failed = Vec::new();
     let mut mended = Vec::new();
+    let given_up = reserve::give_up(&context.root).unwrap_or_else(|e| {
+        failed.push(e.to_string());
+        false
+    });
     for outcome in mend::mend(&settings.engine.storage, &context.root) {
         match outcome {
             Ok(one) => {
                 log::warn!("engine: {}", told(&one));
                 mended.push(one);
             }
-            Err(e) => {
-                log::error!("engine: {e}");
-                failed.push(e.to_string());
-            }
+            Err(e) => failed.push(e.to_string()),
         }
     }
+    failed.iter().for_each(|e| log::error!("engine: {e}"));
     let code = u8::from(!failed.is_empty());
     if context.json {
-        sys::out::line(&json!({ "mended": mended, "failed": failed }).to_string());
+        sys::out::line(&json!({ "mended": mended, "gave_up_room": given_up, "failed": failed }).to_string());
     }
     Ok(code)
 }

@@ -7,7 +7,7 @@ use super::host::{Host, os_version};
 use super::turn;
 use crate::cli::{Command, Context};
 use crate::config::{ConfigJson, Origin, damaged_texts, keys};
-use crate::engine::mend;
+use crate::engine::{mend, reserve};
 use crate::model::phase::Phase;
 use crate::model::record::{Ended, State};
 use crate::model::{BOOT_NOTES, LASTING_NOTES, RESET_REQUEST};
@@ -300,6 +300,11 @@ impl Report {
                 ));
             }
             Err(e) => self.problem(e.within("engine")),
+        }
+        match reserve::is_full(&context.root) {
+            Ok(false) => {}
+            Ok(true) => self.problem(Error::failed("the data partition is full; remove what is not needed")),
+            Err(e) => self.problem(e),
         }
         if !settings.supervisor.enabled {
             return;

@@ -19,6 +19,7 @@ mod logs;
 pub mod mend;
 mod network;
 mod registry;
+pub mod reserve;
 mod spec;
 mod stream;
 pub mod supervisor;

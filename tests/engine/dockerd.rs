@@ -48,6 +48,8 @@ pub struct Lab {
     port: u16,
     /// Name spaces of the engine's own, as `unshare` calls them.
     spaces: &'static [&'static str],
+    /// Where the data partition is mounted, if it is one of its own.
+    disk: Option<PathBuf>,
     _one: MutexGuard<'static, ()>,
 }
 
@@ -57,6 +59,12 @@ impl Lab {
         Self::start_in(&["--mount"])
     }
 
+    /// As `start`, with a data partition of so many MiB that holds the engine's storage too.
+    #[allow(dead_code)] // Of use to tests/engine.rs only.
+    pub fn start_on_disk(mib: u64) -> Result<Self, String> {
+        Self::start_with(&["--mount"], Some(mib))
+    }
+
     /// As `start`, with a network name space of its own for the engine's bridges.
     #[allow(dead_code)] // Of use to tests/services.rs only.
     pub fn start_networked() -> Result<Self, String> {
@@ -64,6 +72,10 @@ impl Lab {
     }
 
     fn start_in(spaces: &'static [&'static str]) -> Result<Self, String> {
+        Self::start_with(spaces, None)
+    }
+
+    fn start_with(spaces: &'static [&'static str], disk_mib: Option<u64>) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("root (for a private dockerd)".into());
         }
@@ -89,11 +101,33 @@ impl Lab {
             }
         });
         let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-        let mut lab = Self { dir, dockerd: None, watcher: None, notified, port, spaces, _one: one };
+        let mut lab =
+            Self { dir, dockerd: None, watcher: None, notified, port, spaces, disk: None, _one: one };
+        if let Some(mib) = disk_mib {
+            lab.mount_disk(mib)?;
+        }
         lab.settings();
         lab.config_json("");
         lab.start_dockerd()?;
         Ok(lab)
+    }
+
+    fn mount_disk(&mut self, mib: u64) -> Result<(), String> {
+        let (image, mount) = (self.path("disk.img"), self.path("root/mnt/data"));
+        File::create(&image).unwrap().set_len(mib << 20).unwrap();
+        fs::create_dir_all(&mount).unwrap();
+        let run = |program: &str, args: &[&str]| {
+            let output = Command::new(program).args(args).output().map_err(|e| format!("{program}: {e}"))?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            if output.status.success() { Ok(()) } else { Err(format!("a loop device; {program}: {said}")) }
+        };
+        let (image, at) = (image.display().to_string(), mount.display().to_string());
+        run("mkfs.ext4", &["-q", "-m", "0", &image])?;
+        run("mount", &["-o", "loop", &image, &at])?;
+        self.disk = Some(mount.clone());
+        fs::create_dir(mount.join("docker")).unwrap();
+        std::os::unix::fs::symlink(mount.join("docker"), self.path("data")).unwrap();
+        Ok(())
     }
 
     fn socket(&self) -> PathBuf {
@@ -389,6 +423,9 @@ impl Drop for Lab {
             }
         }
         end(self.dockerd.as_mut());
+        if let Some(mount) = &self.disk {
+            let _ = Command::new("umount").arg("--lazy").arg(mount).status();
+        }
     }
 }
 

@@ -69,6 +69,7 @@ pub fn watch(settings: &Settings, root: &Root, termination: &Termination) -> Res
                 break;
             }
             watcher.say(&format!("waiting for the engine: {e}"));
+            watcher.make_room();
             watcher.engine_is_silent();
         }
         watcher.round_done();
@@ -104,6 +105,8 @@ struct Watcher<'a> {
     fed: Cell<Duration>,
     said: String,
     noted: Vec<String>,
+    /// Why no room can be kept on the data partition.
+    noted_room: String,
 }
 
 impl<'a> Watcher<'a> {
@@ -132,6 +135,7 @@ impl<'a> Watcher<'a> {
             fed: Cell::default(),
             said: String::new(),
             noted: Vec::new(),
+            noted_room: String::new(),
         }
     }
 
@@ -195,6 +199,7 @@ impl<'a> Watcher<'a> {
             SupervisorHealth::Healthy | SupervisorHealth::Running => {
                 self.unhealthy_since = None;
                 self.pace.runs_well(now);
+                self.keep_room();
             }
         }
         self.runs(&health);
@@ -276,7 +281,7 @@ impl<'a> Watcher<'a> {
             return self.go_back(e.to_string());
         }
         let now = self.clock.since_boot();
-        let rest = self.pace.ended(now);
+        let rest = if self.make_room() { Duration::ZERO } else { self.pace.ended(now) };
         self.start_at = now.saturating_add(rest);
         self.say(&format!("{e}; tried again until it works"));
         self.trouble(Some(e.to_string()));

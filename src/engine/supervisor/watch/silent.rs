@@ -3,11 +3,31 @@
 use std::time::Duration;
 
 use super::Watcher;
+use crate::engine::reserve;
 use crate::engine::supervisor::RESTART_REQUEST;
 use crate::sys::clock::Clock;
 use crate::{Result, sys};
 
 impl Watcher<'_> {
+    /// Where something fails: on a full disk everything does. Whether there is room now.
+    pub(super) fn make_room(&self) -> bool {
+        reserve::give_up(self.root).unwrap_or_else(|e| {
+            log::warn!("supervisor: {e}");
+            false
+        })
+    }
+
+    /// While all is well: room for when it is not.
+    pub(super) fn keep_room(&mut self) {
+        if let Err(e) = reserve::keep(self.root) {
+            let text = e.to_string();
+            if self.noted_room != text {
+                log::warn!("supervisor: {text}");
+                self.noted_room = text;
+            }
+        }
+    }
+
     /// It does not answer, or is stuck. A unit of its own starts it again: this process may do no such thing.
     pub(super) fn engine_is_silent(&mut self) {
         let limit = Duration::from_secs(self.settings.engine.silent_s);
