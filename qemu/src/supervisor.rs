@@ -190,7 +190,7 @@ impl Story<'_> {
         let pid = self.ask("pidof dockerd")?;
         self.ask("kill -STOP $(pidof dockerd)")?;
         let answer = self.device.run("twinhull supervisor status", PATIENCE)?;
-        if answer.code != 1 || !answer.output.contains("no answer within 5 s") {
+        if answer.code != 1 || !answer.output.contains("no answer within 15 s") {
             return Err(format!("status with a frozen engine: {}: {}", answer.code, answer.output));
         }
         self.journal_has("twinhull-engine-restart", "started again")?;
@@ -201,7 +201,7 @@ impl Story<'_> {
         self.ask("! journalctl -b -u twinhull-supervisor -o cat --no-pager | grep -qi 'watchdog timeout'")?;
         self.reach(
             "engine frozen",
-            "dockerd got SIGSTOP: calls end after 5 s, systemd starts it again, the container is the same",
+            "dockerd got SIGSTOP: calls end after 15 s, systemd starts it again, the container is the same",
         );
 
         self.ask("systemctl stop twinhull-supervisor docker.socket docker.service")?;

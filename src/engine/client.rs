@@ -67,7 +67,8 @@ impl Engine {
         let mut engine = Self { agent, socket: socket.into(), api: any, version: String::new() };
         let doing = || format!("engine at {}", socket.display());
         let told: api::Version = engine
-            .send(Method::GET, "http://engine/version", "GET /version", (), PING_DEADLINE)
+            // Podman asks its runtime and the package manager first.
+            .send(Method::GET, "http://engine/version", "GET /version", (), LOOK_DEADLINE)
             .and_then(|a| a.expect(&[200], "GET /version")?.json("GET /version"))
             .doing(doing)?;
         let oldest = told.min_api_version.as_deref().filter(|v| !v.is_empty()).map(str::parse).transpose();

@@ -207,12 +207,12 @@ impl Lab {
 
     fn write_archive(&self, version: &str, suffix: &str, pack: impl FnOnce(Vec<u8>) -> Vec<u8>) {
         let name = format!("lab/supervisor:{version}");
-        let new = self.path("archive.new");
-        write_image(&program().unwrap(), &name, &new);
-        fs::write(&new, pack(fs::read(&new).unwrap())).unwrap();
-        // Renamed into place, as the watcher may look at any time.
         let dir = self.path("root/mnt/data/supervisor");
         fs::create_dir_all(&dir).unwrap();
+        // Renamed into place, as the watcher may look at any time.
+        let new = self.path("root/mnt/data/archive.new");
+        write_image(&program().unwrap(), &name, &new);
+        fs::write(&new, pack(fs::read(&new).unwrap())).unwrap();
         fs::rename(&new, dir.join(format!("supervisor-{version}.{suffix}"))).unwrap();
         self.conf(&format!("SUPERVISOR_IMAGE={name}\nSUPERVISOR_VERSION=v{version}\n"));
     }
@@ -506,13 +506,14 @@ fn lacks_sys_resource() -> bool {
     u64::from_str_radix(bounding.trim(), 16).unwrap() & (1 << SYS_RESOURCE) == 0
 }
 
-/// runc, but for the one capability that cannot be given here.
+/// runc, but for the one capability that cannot be given here, and the limits that Podman raises with it.
 const RUNC_WITHOUT_SYS_RESOURCE: &str = r#"#!/bin/sh
+less='s/"CAP_SYS_RESOURCE",\{0,1\}//g; s/"rlimits":\[[^]]*\]/"rlimits":[]/'
 previous=
 for argument in "$@"; do
     case "$previous" in
-    --bundle) sed -i 's/"CAP_SYS_RESOURCE",\{0,1\}//g' "$argument/config.json" ;;
-    --process) sed -i 's/"CAP_SYS_RESOURCE",\{0,1\}//g' "$argument" ;;
+    --bundle) sed -i "$less" "$argument/config.json" ;;
+    --process) sed -i "$less" "$argument" ;;
     esac
     previous=$argument
 done

@@ -34,11 +34,8 @@ impl Watcher<'_> {
         if limit.is_zero() {
             return;
         }
-        // Without it, as on an idle machine.
-        let load = load(self.root).unwrap_or_else(|e| {
-            log::debug!("load: {e}");
-            0.0
-        });
+        // Without /proc, as on an idle machine.
+        let load = load(self.root).unwrap_or(0.0);
         let Some(silent) = self.silence.goes_on(self.clock.since_boot(), limit, load) else { return };
         log::warn!("engine: no answer for {} s: it is to be started again", silent.as_secs());
         self.record.engine_restarts = self.record.engine_restarts.saturating_add(1);
