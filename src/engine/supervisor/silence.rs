@@ -48,7 +48,7 @@ impl Silence {
     pub fn goes_on(&mut self, now: Duration, limit: Duration, load: f64) -> Option<Duration> {
         self.good_since = None;
         let silent = now.saturating_sub(*self.since.get_or_insert(now));
-        let patience = (1..MOST_PATIENCE).filter(|n| load > f64::from(*n)).count() as u32 + 1;
+        let patience = 1 + (1..MOST_PATIENCE).map(|n| u32::from(load > f64::from(n))).sum::<u32>();
         let limit = limit.saturating_mul(patience << self.asked.min(8)).min(LONGEST.max(limit));
         if silent < limit {
             return None;
