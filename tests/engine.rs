@@ -54,7 +54,7 @@ fn a_fresh_device_gets_its_supervisor_from_the_archive() {
         let (code, json) = lab.twinhull(&["supervisor", "status", "--json"]);
         let status: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!((code, &status["state"]), (0, &well().word().into()), "{json}");
-        assert_eq!(status["container"]["image"], "lab/supervisor:1.0.0");
+        assert_eq!(lab.image(), "lab/supervisor:1.0.0");
 
         let found = lab.engine().container(supervisor::NAME).unwrap().unwrap();
         assert!(found.host_config.privileged);

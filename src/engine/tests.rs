@@ -326,7 +326,7 @@ fn an_answer_that_drips_costs_the_deadline_and_no_more() {
     });
     std::thread::spawn(move || {
         while go.send(()).is_ok() {
-            std::thread::sleep(Duration::from_millis(5));
+            BootClock.sleep(Duration::from_millis(5));
         }
     });
     let start = BootClock.since_boot();

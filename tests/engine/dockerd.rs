@@ -311,7 +311,10 @@ impl Lab {
 
     /// The image's name that the container has; empty if there is no container.
     pub fn image(&self) -> String {
-        self.engine().container(supervisor::NAME).unwrap().map(|c| c.config.image).unwrap_or_default()
+        let image = self.engine().container(supervisor::NAME).unwrap().map(|c| c.config.image);
+        let image = image.unwrap_or_default();
+        // Podman's name for an image of no registry.
+        image.strip_prefix("localhost/").unwrap_or(&image).to_owned()
     }
 
     /// The containers beside the supervisor's.
