@@ -89,9 +89,9 @@ fn told(one: &Mended) -> String {
 }
 
 fn restart(context: &Context) -> Result<u8> {
-    let settings = context.settings()?;
-    // First, so that what is asked for from now on counts as well.
+    // First, so that what is asked for from now on counts as well, and a failure is not started again and again.
     sys::durable::remove(&context.root.path(RESTART_REQUEST))?;
+    let settings = context.settings()?;
     let mut units = Vec::new();
     for unit in &settings.engine.units {
         let shown = systemctl(&["show", "--property=ActiveState,StateChangeTimestampMonotonic", unit])?;
