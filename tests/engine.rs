@@ -29,15 +29,19 @@ fn in_lab(test: impl FnOnce(&mut Lab)) {
     }
 }
 
-/// As `in_lab`; not with Podman, which runs health checks by timers of systemd.
-fn in_lab_with_health_checks(test: impl FnOnce(&mut Lab)) {
+/// As `in_lab`; not with Podman, which lacks something.
+fn in_lab_with(what_podman_lacks: &str, test: impl FnOnce(&mut Lab)) {
     if is_podman() {
         use std::io::Write;
-        let _ = writeln!(std::io::stderr(), "SKIPPED: needs health checks, which Podman leaves to systemd");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: needs {what_podman_lacks}");
     } else {
         in_lab(test);
     }
 }
+
+const HEALTH_CHECKS: &str = "health checks, which Podman leaves to timers of systemd";
+const PLAIN_REGISTRY: &str =
+    "a registry without TLS, with which Podman speaks only if its registries.conf names it";
 
 #[test]
 fn a_fresh_device_gets_its_supervisor_from_the_archive() {
@@ -134,7 +138,7 @@ fn a_container_that_is_killed_is_started_again_ever_later() {
 
 #[test]
 fn an_unhealthy_supervisor_is_started_again() {
-    in_lab_with_health_checks(|lab| {
+    in_lab_with(HEALTH_CHECKS, |lab| {
         lab.archive("1.0.0");
         lab.watch();
         lab.until_well();
@@ -335,7 +339,7 @@ fn a_new_supervisor_that_is_well_is_kept_and_a_rollback_returns() {
 
 #[test]
 fn a_new_supervisor_that_is_unhealthy_or_cannot_run_goes_back_to_the_old_container() {
-    in_lab_with_health_checks(|lab| {
+    in_lab_with(HEALTH_CHECKS, |lab| {
         lab.archive("1.0.0");
         lab.watch();
         lab.until_well();
@@ -416,7 +420,7 @@ fn an_update_that_cannot_begin_touches_nothing() {
 
 #[test]
 fn a_supervisor_is_pulled_with_its_registrys_login() {
-    in_lab(|lab| {
+    in_lab_with(PLAIN_REGISTRY, |lab| {
         lab.archive("1.0.0");
         lab.watch();
         lab.until_well();
