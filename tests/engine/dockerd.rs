@@ -288,8 +288,9 @@ impl Lab {
         signal(self.dockerd.as_ref().unwrap(), rustix::process::Signal::CONT);
     }
 
+    /// The engine, which may be slow to say its version: Podman asks around first.
     pub fn engine(&self) -> Engine {
-        Engine::at(&self.socket()).unwrap()
+        until("the engine's version", || Engine::at(&self.socket()).ok())
     }
 
     /// What a stranger does to the container, without our own client.
