@@ -1,11 +1,11 @@
-# boot.scr of twinhull instead of the one that loads a kernel from the boot partition, where U-Boot is to choose the slot.
-# On 32 bit, whose kernels boot/uboot/boot.cmd cannot start, the script stays as it is.
-require conf/twinhull_machines.inc
-
+# boot.scr of twinhull instead of the one that loads a kernel from the boot partition. On 32 bit, whose kernels boot/uboot/boot.cmd
+# cannot start, the script stays as it is.
 FILESEXTRAPATHS:prepend:df-twinhull := "${TWINHULL_CHECKOUT}:"
 
-TWINHULL_BOOT_SCRIPT = "${@{'uboot-text': 'boot/uboot/boot.cmd', 'uboot-env': 'boot/uboot-env/boot.cmd'}.get(d.getVar('TWINHULL_BOOTLOADER'), '')}"
-SRC_URI:append:df-twinhull = "${@' file://' + d.getVar('TWINHULL_BOOT_SCRIPT') if d.getVar('TWINHULL_BOOT_SCRIPT') else ''}"
+# Without a choice as in conf/twinhull_machines.inc.
+TWINHULL_BOOT_SCRIPT:df-twinhull = "${@{'uboot-text': 'boot/uboot/boot.cmd', 'uboot-env': 'boot/uboot-env/boot.cmd'}.get( \
+    d.getVar('TWINHULL_BOOTLOADER') or ('uboot-text' if d.getVar('TARGET_ARCH') == 'aarch64' else ''), '')}"
+SRC_URI:append:df-twinhull = " ${@'file://' + d.getVar('TWINHULL_BOOT_SCRIPT') if d.getVar('TWINHULL_BOOT_SCRIPT') else ''}"
 
 # nooelint: oelint.func.specific
 do_compile:append:df-twinhull() {
