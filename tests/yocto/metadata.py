@@ -607,8 +607,12 @@ def check_keys(stage, public, secret):
 def check_key_folder(stage, public):
     """Only the keys that are named: not one of an earlier build, and not two of one name."""
     d = one(stage, 'twinhull-keys', setting=('TWINHULL_PUBLIC_KEYS', public))
-    shutil.rmtree(d.getVar('D'))
-    shutil.copy(public, os.path.join(d.getVar('UNPACKDIR'), 'keys/revoked.pub'))
+    shutil.rmtree(d.getVar('WORKDIR'))
+    run(d, 'do_unpack_stand_in')
+    elsewhere = os.path.join(d.getVar('UNPACKDIR'), 'keys/elsewhere')
+    for name in ('revoked.pub', 'fleet.pub'):
+        bb.utils.mkdirhier(elsewhere)
+        shutil.copy(public, os.path.join(elsewhere, name))
     run(d, 'do_install')
     check_packages(d, {'twinhull-keys': {'/usr/share/twinhull/keys.d/fleet.pub'}})
     d.setVar('TWINHULL_PUBLIC_KEYS', '%s /elsewhere/fleet.pub' % public)
@@ -662,6 +666,21 @@ def check_readme(layer):
         if path.endswith('.bbclass') and '[doc]' not in open(path).read():
             continue
         check(name.removesuffix('.bbclass') in text, 'README.md of the layer does not name ' + name)
+
+
+def check_layer_conf(layer):
+    """layer.conf as yocto-check-layer and bitbake-layers read it: alone, without any other configuration."""
+    d = bb.data.init()
+    bb.parse.init_parser(d)
+    d.setVar('LAYERDIR', layer)
+    d = bb.parse.handle(os.path.join(layer, 'conf/layer.conf'), d, include=True)
+    d.expandVarref('LAYERDIR')
+    check((d.getVar('BBFILE_COLLECTIONS') or '').split() == ['twinhull'], 'layer.conf: BBFILE_COLLECTIONS')
+    check(set(d.getVar('LAYERSERIES_COMPAT_twinhull').split()) == set(RELEASES), 'layer.conf: LAYERSERIES_COMPAT')
+    for entry in d.getVar('BBFILES_DYNAMIC').split():
+        collection, path = entry.split(':', 1)
+        check(path.startswith(layer + '/dynamic-layers/') and collection in d.getVar('LAYERRECOMMENDS_twinhull').split(),
+              'layer.conf: BBFILES_DYNAMIC: ' + entry)
 
 
 def check_installed(stage):
@@ -731,6 +750,7 @@ def main():
     print('%d recipes and variants parsed, %d crates' % (count, len(lock)))
     check_version(stage, checkout)
     check_license(stage, checkout)
+    check_layer_conf(stage.layer)
     check_fragments(stage.layer)
     check_installed(stage)
     check_readme(stage.layer)

@@ -28,7 +28,8 @@ do_install() {
     # By name: a key of an earlier build may still lie in the folder.
     for path in ${TWINHULL_PUBLIC_KEYS}; do
         name=$(basename "$path")
-        key="${UNPACKDIR}/keys/$name"
+        # Unpacked with its whole path.
+        key="${UNPACKDIR}/keys$path"
         # A secret key has the same form, but is longer.
         if [ "${name%.pub}" = "$name" ] || [ "$(sed -n 2p "$key" | wc -c)" -ne 57 ]; then
             bbfatal "TWINHULL_PUBLIC_KEYS: $path is not a minisign public key, *.pub"

@@ -46,6 +46,9 @@ do_configure:append() {
 
 TWINHULL_PROGRAM = "${B}/target/${CARGO_TARGET_SUBDIR}/twinhull"
 
+# Tests of the file system checks damage images with debugfs.
+RDEPENDS:${PN}-ptest:append:class-target = " e2fsprogs"
+
 PROVIDES:append:class-native = " twinhull-bundle-native"
 
 BBCLASSEXTEND = "native"
