@@ -34,6 +34,7 @@ sys.modules['hashserv.client'] = hashserv.client
 import bb.build  # noqa: E402
 import bb.cookerdata  # noqa: E402
 import bb.data  # noqa: E402
+import bb.data_smart  # noqa: E402
 import bb.fetch2  # noqa: E402
 import bb.parse  # noqa: E402
 import bb.parse.parse_py.BBHandler  # noqa: E402
@@ -177,6 +178,7 @@ def for_release(name, release):
 
 
 failures = []
+NESTED = bb.data_smart.__expand_python_regexp__
 
 
 def check(truth, what):
@@ -198,6 +200,8 @@ class Stage:
         """`added`: whether the layer is there at all."""
         self.layer = os.path.join(checkout, 'yocto-layer')
         self.added = added
+        # An older BitBake ends an inline expression at its first closing brace.
+        bb.data_smart.__expand_python_regexp__ = NESTED if release == 'wrynose' else re.compile(r'\${@.+?}')
         self.top = os.path.join(work, 'build-%s-%s' % (release, machine))
         shutil.rmtree(self.top, ignore_errors=True)
         core = os.path.join(self.top, 'stand-in')

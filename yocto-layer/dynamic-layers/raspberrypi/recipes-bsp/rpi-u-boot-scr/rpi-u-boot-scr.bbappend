@@ -3,8 +3,9 @@
 FILESEXTRAPATHS:prepend:df-twinhull := "${TWINHULL_CHECKOUT}:"
 
 # Without a choice as in conf/twinhull_machines.inc.
-TWINHULL_BOOT_SCRIPT:df-twinhull = "${@{'uboot-text': 'boot/uboot/boot.cmd', 'uboot-env': 'boot/uboot-env/boot.cmd'}.get( \
-    d.getVar('TWINHULL_BOOTLOADER') or ('uboot-text' if d.getVar('TARGET_ARCH') == 'aarch64' else ''), '')}"
+TWINHULL_CHOSEN:df-twinhull = "${@d.getVar('TWINHULL_BOOTLOADER') or ('uboot-text' if d.getVar('TARGET_ARCH') == 'aarch64' else '')}"
+TWINHULL_BOOT_SCRIPT:df-twinhull = "${@bb.utils.contains('TWINHULL_CHOSEN', 'uboot-text', 'boot/uboot/boot.cmd', \
+    bb.utils.contains('TWINHULL_CHOSEN', 'uboot-env', 'boot/uboot-env/boot.cmd', '', d), d)}"
 SRC_URI:append:df-twinhull = " ${@'file://' + d.getVar('TWINHULL_BOOT_SCRIPT') if d.getVar('TWINHULL_BOOT_SCRIPT') else ''}"
 
 # nooelint: oelint.func.specific
