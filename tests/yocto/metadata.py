@@ -34,15 +34,23 @@ sys.modules['hashserv.client'] = hashserv.client
 import bb.build  # noqa: E402
 import bb.cookerdata  # noqa: E402
 import bb.data  # noqa: E402
+import bb.data_smart  # noqa: E402
 import bb.fetch2  # noqa: E402
 import bb.parse  # noqa: E402
 import bb.parse.parse_py.BBHandler  # noqa: E402
 import bb.siggen  # noqa: E402
+import packages  # noqa: E402
 
 CLASSES = '''allarch base cargo core-image deploy image native nopackages packagegroup ptest-cargo systemd'''.split()
 STAND_IN_CLASSES = {
     'native': 'CLASSOVERRIDE = "class-native"\nPN .= "-native"\n',
     'packagegroup': 'LICENSE ?= "MIT"\n',
+    'systemd': '''
+python () {
+    for unit in (d.getVar('SYSTEMD_SERVICE:' + d.getVar('PN')) or '').split():
+        d.appendVar('FILES:' + d.getVar('PN'), ' ${systemd_system_unitdir}/' + unit)
+}
+''',
     'deploy': 'DEPLOYDIR = "${WORKDIR}/deploy"\n',
     # Inherited by every recipe.
     'base': '''
@@ -50,8 +58,26 @@ bbfatal() {
     echo "$*" > ${T}/fatal
     exit 1
 }
+python () {
+    chosen = (d.getVar('PACKAGECONFIG') or '').split()
+    flags = d.getVarFlags('PACKAGECONFIG') or {}
+    d.setVar('PACKAGECONFIG_CONFARGS', ' '.join(flags[c].split(',')[0] for c in chosen if c in flags))
+}
+python do_fetch() {
+    bb.fetch2.Fetch(d.getVar('SRC_URI').split(), d).download()
+}
+addtask fetch
 python do_unpack() {
 }
+addtask unpack after do_fetch
+do_compile() {
+    :
+}
+addtask compile after do_unpack
+python do_package() {
+}
+do_package[vardeps] += "RDEPENDS:${PN} SYSTEMD_AUTO_ENABLE:${PN}"
+addtask package after do_compile
 python do_unpack_stand_in() {
     where = d.getVar('UNPACKDIR') or d.getVar('WORKDIR')
     bb.utils.mkdirhier(where)
@@ -63,6 +89,7 @@ python do_unpack_stand_in() {
 BITBAKE_CONF = '''
 LAYERSERIES_CORENAMES = "wrynose"
 DISTRO = "nodistro"
+export LC_ALL = "C.UTF-8"
 DISTRO_FEATURES ?= ""
 DISTROOVERRIDES ?= "nodistro"
 MACHINEOVERRIDES ?= "${MACHINE}"
@@ -92,6 +119,9 @@ datadir = "/usr/share"
 bindir = "/usr/bin"
 systemd_system_unitdir = "/usr/lib/systemd/system"
 BB_DEFAULT_UMASK = "022"
+PACKAGES = "${PN}-src ${PN}-dbg ${PN}-staticdev ${PN}-dev ${PN}-doc ${PN}-locale ${PN}"
+FILES:${PN}-dev = "/usr/include"
+FILES:${PN} = "${bindir}/* ${sysconfdir} ${datadir}/${BPN}"
 DL_DIR = "${TOPDIR}/downloads"
 PERSISTENT_DIR = "${TOPDIR}/cache"
 COREBASE = "${TOPDIR}/core"
@@ -105,26 +135,50 @@ THISDIR = "${FILE_DIRNAME}"
 BB_NO_NETWORK = "1"
 '''
 
-# Recipes of other layers that the layer appends to, with what the bbappends refer to.
+# Recipes of other layers that the layer appends to, under the names that they have in each release, with what the bbappends
+# refer to.
+RELEASES = ('kirkstone', 'scarthgap', 'wrynose')
 OTHERS = {
     'core': {
-        'recipes-kernel/linux/linux-yocto_6.18.bb': '',
-        'recipes-bsp/grub/grub-efi_2.12.bb': 'GRUB_BUILDIN ?= "boot"\n',
-        'recipes-bsp/u-boot/u-boot_2026.01.bb': '',
+        'recipes-kernel/linux/linux-yocto_5.15|6.6|6.18.bb': '',
+        'recipes-bsp/grub/grub-efi_2.06|2.12|2.14.bb':
+            'GRUB_BUILDIN ?= "boot"\ndo_mkimage() {\n    grub-mkimage ${GRUB_BUILDIN}\n}\naddtask mkimage after do_compile\n',
+        'recipes-bsp/u-boot/u-boot_2022.01|2024.01|2026.01.bb': '',
+        'recipes-core/others/others_1.0.bb': 'inherit systemd\n',
     },
     'raspberrypi': {
-        'recipes-kernel/linux/linux-raspberrypi_6.12.bb': '',
-        'recipes-bsp/rpi-u-boot-scr/rpi-u-boot-scr.bb': '',
-        'recipes-bsp/bootfiles/rpi-config_git.bb': '',
+        'recipes-kernel/linux/linux-raspberrypi_5.15|6.6|6.12.bb': '',
+        'recipes-bsp/rpi-u-boot-scr/rpi-u-boot-scr.bb': '''
+SRC_URI = "file://boot.cmd"
+B = "${WORKDIR}/build"
+do_compile() {
+    mkimage -A arm -T script -C none -n "Boot script" -d "${UNPACKED}/boot.cmd" boot.scr
+}
+do_compile[dirs] = "${B}"
+''',
+        'recipes-bsp/rpi-u-boot-scr/files/boot.cmd': 'booti\n',
+        'recipes-bsp/bootfiles/rpi-config_git.bb':
+            'BOOTFILES_DIR_NAME ?= "bootfiles"\ninherit deploy\ndo_deploy() {\n    : > ${DEPLOYDIR}/${BOOTFILES_DIR_NAME}/config.txt\n}\naddtask deploy\n',
     },
-    'tegra': {'recipes-bsp/uefi/l4t-launcher-extlinux.bb': 'KERNEL_ARGS ??= ""\n'},
+    'tegra': {'recipes-bsp/uefi/l4t-launcher-extlinux.bb':
+              'KERNEL_ARGS ??= ""\ndo_compile() {\n    echo ${KERNEL_ARGS}\n}\n'},
     'balena-common': {
         'recipes-core/packagegroups/packagegroup-resin.bb':
             'inherit packagegroup\nRDEPENDS:${PN} = "balena-rollback mobynit hostapp-update less"\n',
     },
 }
 
+
+def for_release(name, release):
+    """`stem_A|B|C.bb` with the version of the release."""
+    stem, underscore, versions = name.rpartition('_')
+    if '|' not in versions:
+        return name
+    return stem + underscore + versions.removesuffix('.bb').split('|')[RELEASES.index(release)] + '.bb'
+
+
 failures = []
+NESTED = bb.data_smart.__expand_python_regexp__
 
 
 def check(truth, what):
@@ -142,8 +196,12 @@ def write(path, text):
 class Stage:
     """A build directory without OpenEmbedded-Core: configuration, stand-in classes and other layers' recipes."""
 
-    def __init__(self, checkout, work, release, machine='genericx86-64', arch='x86_64', overrides='', settings=''):
+    def __init__(self, checkout, work, release, machine='genericx86-64', arch='x86_64', overrides='', settings='', added=True):
+        """`added`: whether the layer is there at all."""
         self.layer = os.path.join(checkout, 'yocto-layer')
+        self.added = added
+        # An older BitBake ends an inline expression at its first closing brace.
+        bb.data_smart.__expand_python_regexp__ = NESTED if release == 'wrynose' else re.compile(r'\${@.+?}')
         self.top = os.path.join(work, 'build-%s-%s' % (release, machine))
         shutil.rmtree(self.top, ignore_errors=True)
         core = os.path.join(self.top, 'stand-in')
@@ -151,14 +209,17 @@ class Stage:
             write(os.path.join(core, 'classes-global' if name == 'base' else 'classes-recipe', name + '.bbclass'), STAND_IN_CLASSES.get(name, '\n'))
         if release == 'kirkstone':
             os.remove(os.path.join(core, 'classes-recipe/ptest-cargo.bbclass'))
-        unpackdir = 'UNPACKDIR = "${WORKDIR}/sources"\n' if release == 'wrynose' else ''
+        # What recipes of that release themselves refer to.
+        unpackdir = 'UNPACKDIR ??= "${WORKDIR}/sources"\nUNPACKED = "${UNPACKDIR}"\n' if release == 'wrynose' else 'UNPACKED = "${WORKDIR}"\n'
         write(os.path.join(core, 'conf/bitbake.conf'), BITBAKE_CONF + unpackdir)
         # Contents that the recipes' LIC_FILES_CHKSUM of the common license needs only as a file.
         write(os.path.join(core, 'licenses/Apache-2.0'), '')
-        self.layers = [core, self.layer]
+        self.layers = [core, self.layer] if added else [core]
         for name, recipes in OTHERS.items():
             for path, text in recipes.items():
-                write(os.path.join(self.top, name, path), 'SUMMARY = "stand-in"\nSRC_URI = ""\n' + text)
+                if path.endswith('.bb'):
+                    text = 'SUMMARY = "stand-in"\nSRC_URI = ""\n' + text
+                write(os.path.join(self.top, name, for_release(path, release)), text)
             self.layers.append(os.path.join(self.top, name))
         self.base = self.configuration(core, machine, arch, overrides, settings)
 
@@ -174,9 +235,10 @@ class Stage:
         d.setVar('MACHINE', machine)
         d.setVar('MACHINEOVERRIDES', '%s:%s' % (overrides, machine) if overrides else machine)
         bb.parse.init_parser(d)
-        d.setVar('LAYERDIR', self.layer)
-        d = bb.parse.handle('conf/layer.conf', self.in_path(d, self.layer))
-        d.delVar('LAYERDIR')
+        if self.added:
+            d.setVar('LAYERDIR', self.layer)
+            d = bb.parse.handle('conf/layer.conf', self.in_path(d, self.layer))
+            d.delVar('LAYERDIR')
         d = bb.parse.handle('conf/bitbake.conf', d)
         d.setVar('TARGET_ARCH', arch)
         local = os.path.join(self.top, 'local.conf')
@@ -198,7 +260,7 @@ class Stage:
         """The layer's bbappends for a recipe file, by BitBake's rule for names."""
         name = os.path.splitext(os.path.basename(recipe))[0]
         found = []
-        for path in files_of(self.layer, '.bbappend'):
+        for path in files_of(self.layer, '.bbappend') if self.added else ():
             pattern = os.path.splitext(os.path.basename(path))[0]
             if pattern == name or ('%' in pattern and name.startswith(pattern.split('%')[0])):
                 found.append(path)
@@ -386,6 +448,7 @@ def check_conf(stage, machine, expected):
     run(d, 'do_compile')
     run(d, 'do_install')
     place = d.getVar('D')
+    check(not packages.split(d)[1], 'twinhull-conf: installed-vs-shipped: %s' % packages.split(d)[1])
     found = [os.path.relpath(f, place) for f in files_of(place, '.toml')]
     text = ''.join(open(f).read() for f in files_of(place, '.toml'))
     check(expected in text, 'settings of %s lack %r: %s' % (machine, expected, found))
@@ -541,8 +604,25 @@ def check_keys(stage, public, secret):
         said = fails(d, 'do_install')
         check(expected in said if expected else not said, 'twinhull-keys with %r: %s' % (keys, said))
         if not expected:
-            found = files_of(d.getVar('D'), '')
-            check([f.split('/usr/share/')[-1] for f in found] == ['twinhull/keys.d/fleet.pub'], 'twinhull-keys: %s' % found)
+            check_packages(d, {'twinhull-keys': {'/usr/share/twinhull/keys.d/fleet.pub'}})
+    check_key_folder(stage, public)
+
+
+def check_key_folder(stage, public):
+    """Only the keys that are named: not one of an earlier build, and not two of one name."""
+    d = one(stage, 'twinhull-keys', setting=('TWINHULL_PUBLIC_KEYS', public))
+    shutil.rmtree(d.getVar('WORKDIR'))
+    run(d, 'do_unpack_stand_in')
+    elsewhere = os.path.join(d.getVar('UNPACKDIR'), 'keys/elsewhere')
+    for name in ('revoked.pub', 'fleet.pub'):
+        bb.utils.mkdirhier(elsewhere)
+        shutil.copy(public, os.path.join(elsewhere, name))
+    run(d, 'do_install')
+    check_packages(d, {'twinhull-keys': {'/usr/share/twinhull/keys.d/fleet.pub'}})
+    d.setVar('TWINHULL_PUBLIC_KEYS', '%s /elsewhere/fleet.pub' % public)
+    shutil.rmtree(d.getVar('D'))
+    said = fails(d, 'do_install')
+    check('two keys have the name fleet.pub' in said, 'two keys of one name: ' + said)
 
 
 def check_fragments(layer):
@@ -583,12 +663,28 @@ def check_readme(layer):
     text = open(os.path.join(layer, 'README.md')).read()
     for wanted in ('maintainer', 'patch', '@'):
         check(wanted in text, 'README.md of the layer: no %r' % wanted)
+    check(os.path.getsize(os.path.join(layer, 'SECURITY.md')) > 0, 'SECURITY.md of the layer')
     for path in files_of(layer, '.bb', '.bbclass', '.wks'):
         name = os.path.basename(path).split('_')[0].removesuffix('.bb')
         # Classes without variables are not for makers of images.
         if path.endswith('.bbclass') and '[doc]' not in open(path).read():
             continue
         check(name.removesuffix('.bbclass') in text, 'README.md of the layer does not name ' + name)
+
+
+def check_layer_conf(layer):
+    """layer.conf as yocto-check-layer and bitbake-layers read it: alone, without any other configuration."""
+    d = bb.data.init()
+    bb.parse.init_parser(d)
+    d.setVar('LAYERDIR', layer)
+    d = bb.parse.handle(os.path.join(layer, 'conf/layer.conf'), d, include=True)
+    d.expandVarref('LAYERDIR')
+    check((d.getVar('BBFILE_COLLECTIONS') or '').split() == ['twinhull'], 'layer.conf: BBFILE_COLLECTIONS')
+    check(set(d.getVar('LAYERSERIES_COMPAT_twinhull').split()) == set(RELEASES), 'layer.conf: LAYERSERIES_COMPAT')
+    for entry in d.getVar('BBFILES_DYNAMIC').split():
+        collection, path = entry.split(':', 1)
+        check(path.startswith(layer + '/dynamic-layers/') and collection in d.getVar('LAYERRECOMMENDS_twinhull').split(),
+              'layer.conf: BBFILES_DYNAMIC: ' + entry)
 
 
 def check_installed(stage):
@@ -608,9 +704,16 @@ def check_installed(stage):
     program = d.getVar('TWINHULL_PROGRAM')
     write(program, 'stands for the program')
     run(d, 'do_install')
-    found = {os.path.relpath(f, d.getVar('D')) for f in files_of(d.getVar('D'), '')}
-    units = {'usr/lib/systemd/system/' + unit for unit in d.getVar('TWINHULL_UNITS').split()}
-    check(found == units | {'init', 'usr/bin/twinhull', 'etc/ssh/sshd_config.d/twinhull.conf'}, 'twinhull installs %s' % sorted(found))
+    units = {'/usr/lib/systemd/system/' + unit for unit in d.getVar('TWINHULL_UNITS').split()}
+    check_packages(d, {'twinhull-init': {'/init'}, 'twinhull-sshd': {'/etc/ssh/sshd_config.d/twinhull.conf'},
+                       'twinhull': units | {'/usr/bin/twinhull'}})
+
+
+def check_packages(d, expected):
+    """Which file is in which package; none is forgotten, and no other package has any."""
+    found, left = packages.split(d)
+    check(not left, 'installed-vs-shipped: %s' % sorted(left))
+    check({p: files for p, files in found.items() if files} == expected, 'packages of %s: %s' % (d.getVar('PN'), found))
 
 
 def check_version(stage, checkout):
@@ -644,13 +747,14 @@ def main():
     logging.getLogger('BitBake.Parsing').addHandler(logging.StreamHandler(sys.stderr))
     lock = lock_file(os.path.join(checkout, 'Cargo.lock'))
     count = 0
-    for release in ('kirkstone', 'scarthgap', 'wrynose'):
+    for release in RELEASES:
         for features in ('', 'DISTRO_FEATURES = "systemd twinhull"\n'):
             stage = Stage(checkout, work, release, settings=features)
             count += check_recipes(stage, lock)
     print('%d recipes and variants parsed, %d crates' % (count, len(lock)))
     check_version(stage, checkout)
     check_license(stage, checkout)
+    check_layer_conf(stage.layer)
     check_fragments(stage.layer)
     check_installed(stage)
     check_readme(stage.layer)

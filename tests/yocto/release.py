@@ -8,6 +8,7 @@ import shutil
 import sys
 
 import metadata
+import packages
 
 
 def main():
@@ -35,6 +36,13 @@ def main():
             metadata.run(d, 'do_install')
             found = {os.path.relpath(f, d.getVar('D')): os.path.getsize(f) for f in metadata.files_of(d.getVar('D'), '')}
             metadata.check(found['init'] == found['usr/bin/twinhull'] > 1024 * 1024, 'twinhull-bin installs %s' % found)
+            units = {'/usr/lib/systemd/system/' + unit for unit in d.getVar('TWINHULL_UNITS').split()}
+            metadata.check_packages(d, {'twinhull-bin-init': {'/init'}, 'twinhull-bin-sshd': {'/etc/ssh/sshd_config.d/twinhull.conf'},
+                                        'twinhull-bin': units | {'/usr/bin/twinhull'}})
+            said = packages.complaints(os.path.join(d.getVar('D'), 'init'), work)
+            metadata.check(not said, 'twinhull-bin, %s: %s' % (arch, said))
+            native = metadata.one(stage, 'twinhull-bin', 'native')
+            metadata.check(native.getVar('TWINHULL_PROGRAM').endswith('/twinhull-host'), 'twinhull-bin-native: ' + native.getVar('TWINHULL_PROGRAM'))
             print('twinhull-bin, %s: installs %d files, %d bytes' % (arch, len(found), sum(found.values())))
 
 

@@ -35,6 +35,7 @@ do_configure[noexec] = "1"
 do_compile[noexec] = "1"
 
 TWINHULL_PROGRAM = "${S}/twinhull"
+TWINHULL_PROGRAM:class-native = "${S}/twinhull-host"
 
 # It is stripped already.
 INHIBIT_PACKAGE_STRIP = "1"

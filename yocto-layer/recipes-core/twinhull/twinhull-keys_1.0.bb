@@ -25,12 +25,19 @@ do_install() {
         bbfatal "TWINHULL_PUBLIC_KEYS is empty: without a public key a device accepts no bundle. Make a pair with \
 'twinhull bundle keygen --public fleet.pub --secret fleet.key' (or minisign -G) and name the .pub file in local.conf"
     fi
-    find ${UNPACKDIR}/keys -type f | while read key; do
+    # By name: a key of an earlier build may still lie in the folder.
+    for path in ${TWINHULL_PUBLIC_KEYS}; do
+        name=$(basename "$path")
+        # Unpacked with its whole path.
+        key="${UNPACKDIR}/keys$path"
         # A secret key has the same form, but is longer.
-        if [ "$(basename "$key" .pub)" = "$(basename "$key")" ] || [ "$(sed -n 2p "$key" | wc -c)" -ne 57 ]; then
-            bbfatal "TWINHULL_PUBLIC_KEYS: $key is not a minisign public key, *.pub"
+        if [ "${name%.pub}" = "$name" ] || [ "$(sed -n 2p "$key" | wc -c)" -ne 57 ]; then
+            bbfatal "TWINHULL_PUBLIC_KEYS: $path is not a minisign public key, *.pub"
         fi
-        install -D -m 0644 "$key" "${D}${datadir}/twinhull/keys.d/$(basename "$key")"
+        if [ -e "${D}${datadir}/twinhull/keys.d/$name" ]; then
+            bbfatal "TWINHULL_PUBLIC_KEYS: two keys have the name $name"
+        fi
+        install -D -m 0644 "$key" "${D}${datadir}/twinhull/keys.d/$name"
     done
 }
 

@@ -29,10 +29,25 @@ PACKAGECONFIG[build-host] = "--features build-host"
 CARGO_BUILD_FLAGS:append = " --no-default-features ${PACKAGECONFIG_CONFARGS}"
 # Packaging strips, and keeps the symbols in -dbg.
 export CARGO_PROFILE_RELEASE_STRIP = "none"
-# __FILE__ of the C sources in crates.
-DEBUG_PREFIX_MAP:append = " -ffile-prefix-map=${CARGO_HOME}=${TARGET_DBGSRC_DIR}/cargo_home"
+# __FILE__ of the C sources in crates, wherever the release unpacks them.
+DEBUG_PREFIX_MAP:append = " \
+    -ffile-prefix-map=${CARGO_HOME}=${TARGET_DBGSRC_DIR}/cargo_home \
+    -ffile-prefix-map=${UNPACKDIR}/cargo_home=${TARGET_DBGSRC_DIR}/cargo_home \
+"
+
+# Rust before 1.85 does not even understand Cargo.toml.
+do_configure:append() {
+    wanted=$(sed -n 's/^rust-version = "\([0-9.]*\)".*/\1/p' ${S}/Cargo.toml)
+    found=$(rustc --version | cut -d' ' -f2)
+    if [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -n 1)" != "$wanted" ]; then
+        bbfatal "${PN} needs Rust $wanted, found $found: add meta-lts-mixins, or use twinhull-bin (README.md of meta-twinhull, Releases)"
+    fi
+}
 
 TWINHULL_PROGRAM = "${B}/target/${CARGO_TARGET_SUBDIR}/twinhull"
+
+# Tests of the file system checks damage images with debugfs.
+RDEPENDS:${PN}-ptest:append:class-target = " e2fsprogs"
 
 PROVIDES:append:class-native = " twinhull-bundle-native"
 
