@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::doctor::{Health, Role};
 use super::notes::Notes;
-use super::{data, failure, find, mounts, persist, reset, slot};
+use super::{data, failure, find, mounts, persist, reset, slot, verity};
 use crate::block::{BootedDisk, ROOT_DEVICE_NOTE, label};
 use crate::config::Settings;
 use crate::model::Cmdline;
@@ -47,7 +47,8 @@ fn boot() -> Result<Infallible> {
         }),
     });
 
-    mounts::root(disk.slot_partition(disk.slot())?, &cmdline, Path::new(SYSROOT))?;
+    let root = verity::checked(disk.slot_partition(disk.slot())?)?;
+    mounts::root(&root, &cmdline, Path::new(SYSROOT))?;
     let settings = Settings::load(&sysroot, None)?;
     let state = disk.state_without_label().map_or_else(|| disk.required(label::STATE).cloned(), Ok);
     let health = match state.and_then(|s| mounts::ext4(&s, STATE, Role::State, &cmdline, &sysroot)) {
