@@ -22,6 +22,7 @@ mod switch;
 mod table;
 mod timeline;
 mod truth_table;
+mod verity;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,8 @@ enum Command {
         cuts: usize,
     },
     TruthTable,
+    /// A root that the kernel checks, on a board whose kernel can.
+    Verity,
 }
 
 fn main() -> ExitCode {
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::DemoAll => table::play_all(),
         Command::Shell(board) => Lab::open(board).and_then(|lab| shell::open(&lab)),
         Command::PowerCut { cuts } => nuc().and_then(Lab::open).and_then(|lab| power_cut::sweep(&lab, cuts)),
+        Command::Verity => verity_board().and_then(Lab::open).and_then(|lab| verity::play(&lab)),
         Command::TruthTable => nuc().and_then(Lab::open).and_then(|lab| truth_table::compare(&lab)),
     };
     match outcome {
@@ -89,6 +93,10 @@ fn nuc() -> Outcome<&'static Board> {
     board(NUC)
 }
 
+fn verity_board() -> Outcome<&'static Board> {
+    board("jetson-tx2")
+}
+
 fn board(name: &str) -> Outcome<&'static Board> {
     boards::find(name).ok_or_else(|| {
         let names: Vec<_> = boards::ALL.iter().map(|b| b.name).collect();
@@ -103,6 +111,10 @@ fn needs(command: &Command) -> Vec<&'static str> {
         Command::Demo(board) | Command::Shell(board) => board.needs().to_vec(),
         Command::DemoAll => boards::ALL.iter().flat_map(Board::needs).collect(),
         Command::PowerCut { .. } | Command::TruthTable => boards::ALL[0].needs().to_vec(),
+        Command::Verity => {
+            let board = verity_board().map(Board::needs).unwrap_or_default();
+            [board.to_vec(), vec!["verity"]].concat()
+        }
     };
     needs.sort_unstable();
     needs.dedup();
@@ -117,6 +129,7 @@ fn parse(args: &[String]) -> Outcome<Command> {
         Some("shell") => Command::Shell(nuc()?),
         Some("power-cut") => Command::PowerCut { cuts: 20 },
         Some("truth-table") => Command::TruthTable,
+        Some("verity") => Command::Verity,
         other => return Err(format!("no command {:?}", other.unwrap_or(""))),
     };
     while let Some(word) = words.next() {
