@@ -22,7 +22,7 @@ pub const TRIES: u8 = 3;
 const BLOCK: usize = 8;
 const IMAGE_BLOCKS: u8 = 3;
 /// Room for the image, and the seal behind it.
-const SLOT_LEN: usize = 2 * SEAL_BYTES as usize;
+const SLOT_LEN: u64 = 2 * SEAL_BYTES;
 
 /// How a system behaves when it is booted. Each is one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ fn verity_of(version: u8) -> Option<Verity> {
 /// A slot that was sealed for version 1, whatever it holds.
 fn slot_with(content: &[u8]) -> Vec<u8> {
     let mut slot = MemorySlot(content.to_vec());
-    slot.0.resize(SLOT_LEN, 0);
+    slot.0.resize(usize::try_from(SLOT_LEN).unwrap(), 0);
     seal::write(&mut slot, verity_of(1).as_ref(), content.len() as u64).unwrap();
     slot.0
 }
@@ -133,7 +133,7 @@ struct SlotDisk {
 
 impl Disk for SlotDisk {
     fn len_bytes(&self) -> u64 {
-        SLOT_LEN as u64
+        SLOT_LEN
     }
 
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
