@@ -1,5 +1,5 @@
 //! The built `twinhull provision` against the cloud of the lab, in the clear and behind TLS.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::cast_possible_truncation)]
 
 #[path = "../qemu/src/cloud.rs"]
 mod cloud;
@@ -373,6 +373,8 @@ enum Way {
     Address(&'static str),
     /// A proxy in the environment, at this address.
     Proxy(String),
+    /// A server that answers whatever it is asked with these bytes, and then closes; as `https://` or not.
+    Raw(&'static str, Vec<u8>),
 }
 
 /// How a row ends, when the fault is over and the device tries again.
@@ -395,6 +397,36 @@ struct Row {
     kind: &'static str,
     words: &'static str,
     end: End,
+}
+
+const DEVICE_KEY: &str = "ask for the device with its own key: ";
+const FOUND: &str = "ask for the device with the provisioning key: ";
+const HANDED: &str = "hand over the device key: ";
+const LATE: Duration = Duration::from_secs(5);
+
+/// Bytes of no protocol.
+fn garbage() -> Vec<u8> {
+    (0..4096_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
+
+/// More than any answer of the API.
+fn endless() -> Vec<u8> {
+    [b"HTTP/1.1 201 Created\r\n\r\n".to_vec(), vec![b'x'; 3 << 20]].concat()
+}
+
+/// The address of a server that answers every connection with `bytes`.
+fn raw(bytes: Vec<u8>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // The request first, or closing would reset the connection.
+            let _ = stream.read(&mut [0; 64 * 1024]);
+            let _ = stream.write_all(&bytes);
+        }
+    });
+    address
 }
 
 const UUID: &str = "0123456789abcdef0123456789abcdef";
@@ -441,6 +473,10 @@ fn table() -> Vec<Row> {
     let row =
         |what, plays, kind, words, end| Row { what, way: Way::Plain, plays, known: None, kind, words, end };
     let by = |what, way, kind, words, end| Row { what, way, plays: vec![], known: None, kind, words, end };
+    let exchange = |what, before, fault: Vec<Play>, kind, words| Row {
+        known: Some((7, "another")),
+        ..row(what, [vec![Play::AsAlways; before], fault].concat(), kind, words, Next)
+    };
     let html = "<html>Log in</html>";
     use End::{AtOnce, Next, Stays};
     vec![
@@ -497,7 +533,14 @@ fn table() -> Vec<Row> {
         ),
         row("429 without", answer(429, &[], ""), "too-many-429", "the API asks to wait (429)", Next),
         row("500", answer(500, &[], ""), "server-5xx", "the API is not well (500)", Next),
-        row("503", answer(503, &["Retry-After: 9"], html), "server-5xx", "the API is not well (503)", Next),
+        row("503", answer(503, &[], html), "server-5xx", "the API is not well (503)", Next),
+        row(
+            "503 with Retry-After",
+            answer(503, &["Retry-After: 9"], html),
+            "server-5xx",
+            "the API is not well (503) and asks to wait for 9 s",
+            Next,
+        ),
         row("418", answer(418, &[], ""), "unexpected-answer", "unexpected answer 418; is apiEndpoint", Next),
         row(
             "log-in page behind the registration",
@@ -513,9 +556,71 @@ fn table() -> Vec<Row> {
             "does not accept it yet; it may remember an earlier refusal",
             Next,
         ),
+        // The key exchange of a uuid that the cloud knows with another key, and a fault at each of its requests.
+        exchange("409, then no GET with the device key", 1, answer(503, &[], ""), "server-5xx", DEVICE_KEY),
+        exchange("409, then 403 to the device key", 1, answer(403, &[], ""), "forbidden-403", DEVICE_KEY),
+        exchange("409, then 401 to the provisioning key", 2, answer(401, &[], ""), "key-rejected-401", FOUND),
+        exchange("409, then 429 to the provisioning key", 2, answer(429, &[], ""), "too-many-429", FOUND),
+        exchange("409, then a log-in page", 2, answer(200, &[], html), "unreadable-answer", FOUND),
+        exchange("409, then the exchange is refused", 3, answer(400, &[], ""), "refused-400", HANDED),
+        exchange("409, then the exchange breaks", 3, vec![Play::CloseBefore], "network", HANDED),
+        exchange("409, the exchange's answer is lost", 3, vec![Play::CloseAfter], "network", HANDED),
+        exchange("409, the exchange's answer is late", 3, vec![Play::Late(LATE)], "timeout", HANDED),
+        exchange(
+            "409, the new key not yet accepted",
+            4,
+            answer(401, &[], ""),
+            "key-not-accepted",
+            DEVICE_KEY,
+        ),
         row("closed before", vec![Play::CloseBefore], "network", "register the device: ", Next),
         row("closed after", vec![Play::CloseAfter], "network", "register the device: ", Next),
         row("time-out", vec![Play::Late(Duration::from_secs(5))], "timeout", "no answer in time", Next),
+        by(
+            "an answer cut in its head",
+            Way::Raw("http", b"HTTP/1.1 201 Cre".to_vec()),
+            "network",
+            "register the device: ",
+            Next,
+        ),
+        by(
+            "an answer cut in its body",
+            Way::Raw("http", b"HTTP/1.1 201 Created\r\nContent-Length: 90\r\n\r\n{\"id\": 10".to_vec()),
+            "network",
+            "register the device: ",
+            Next,
+        ),
+        by(
+            "an answer cut in a chunk",
+            Way::Raw("http", b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n40\r\n{".to_vec()),
+            "network",
+            "register the device: ",
+            Next,
+        ),
+        by("garbage", Way::Raw("http", garbage()), "network", "register the device: ", Next),
+        by("another protocol", Way::Raw("http", b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()), "network", "", Next),
+        by("an answer without an end", Way::Raw("http", endless()), "network", "register the device: ", Next),
+        by("garbage instead of TLS", Way::Raw("https", garbage()), "tls", "register the device: ", Next),
+        by("the TLS handshake breaks off", Way::Raw("https", Vec::new()), "network", "register", Next),
+        by(
+            "the TLS server refuses",
+            // A fatal alert, handshake_failure; RFC 8446, section 6.
+            Way::Raw("https", vec![21, 3, 3, 0, 2, 2, 40]),
+            "tls",
+            "register the device: ",
+            Next,
+        ),
+        by(
+            "a log-in page somewhere else",
+            Way::Raw(
+                "http",
+                b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/login\r\nContent-Length: 0\r\n\r\n"
+                    .to_vec(),
+            ),
+            "network",
+            "register the device: ",
+            Next,
+        ),
         by("nobody listens", Way::Address("http://127.0.0.1:1"), "network", "Connection refused", Next),
         by("no such host", Way::Address("http://nowhere.invalid"), "network", "no such host", Next),
         by(
@@ -563,11 +668,12 @@ fn table() -> Vec<Row> {
 
 impl Row {
     fn address(&self, cloud: &Cloud) -> String {
-        match self.way {
+        match &self.way {
             Way::Plain | Way::Proxy(_) => cloud.url(),
             Way::Tls(certificate, host, _) => behind_tls(cloud, certificate).replace("127.0.0.1", host),
             Way::Address("https://") => cloud.url().replace("http://", "https://"),
-            Way::Address(url) => url.to_owned(),
+            Way::Address(url) => (*url).to_owned(),
+            Way::Raw(scheme, bytes) => format!("{scheme}://{}", raw(bytes.clone())),
         }
     }
 

@@ -144,7 +144,7 @@ const SMALL_MBR_TRYBOOT: Layout = Layout {
 
 /// A watchdog that bites after 60 s: the machine that emulates may be busy.
 const VIRT_MODULES: &str = "virtio_mmio,virtio_pci,virtio_blk,ext4,vfat,nls_cp437,nls_ascii,nls_utf8,virtio_net,\
-                            virtio_console,virtio-rng,i6300esb heartbeat=60";
+                            virtio_console,virtio-rng,dm-verity,sha256_generic,i6300esb heartbeat=60";
 
 const VIRT_EFI_MODULES: &str = "virtio_mmio,virtio_pci,virtio_blk,ext4,vfat,nls_cp437,nls_ascii,nls_utf8,e1000e,\
                                 virtio_console,virtio-rng,i6300esb heartbeat=60,efivarfs,efi-pstore";

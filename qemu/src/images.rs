@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::boards::{Board, System};
 use crate::cloud::{Cloud, Config, Fleet};
+use crate::verity::Seal;
 use crate::{Outcome, boot_partition, disk, supervisor_image};
 
 /// The version that is on the disk as it comes from the maker.
@@ -166,6 +167,16 @@ impl Lab {
 
     /// Makes and signs the bundle of a version of the OS; `cloud` serves it. Returns its size in bytes.
     pub fn bundle(&self, os: &Os, version: &str) -> Outcome<u64> {
+        self.bundle_with(os, version, &[])
+    }
+
+    /// The same, with a root image that ends with a hash tree.
+    pub fn sealed_bundle(&self, os: &Os, version: &str, seal: &Seal) -> Outcome<u64> {
+        let offset = seal.offset.to_string();
+        self.bundle_with(os, version, &["--verity-root", &seal.root, "--verity-offset", &offset])
+    }
+
+    fn bundle_with(&self, os: &Os, version: &str, options: &[&str]) -> Outcome<u64> {
         let out = self.bundles().join(format!("{version}.bundle"));
         let mut create = Command::new(BUILD_HOST);
         create
@@ -174,6 +185,7 @@ impl Lab {
             // A low level: in the lab the time to make a bundle counts for more than its size.
             .args(["--level", "3", "--image"])
             .arg(&os.root);
+        create.args(options);
         if self.board.bootloader.boots_from_fat() {
             create.arg("--boot-dir").arg(&os.boot_files);
         }

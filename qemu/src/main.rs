@@ -23,6 +23,7 @@ mod switch;
 mod table;
 mod timeline;
 mod truth_table;
+mod verity;
 
 use std::process::ExitCode;
 
@@ -47,6 +48,8 @@ enum Command {
         cuts: usize,
     },
     TruthTable,
+    /// A root that the kernel checks, on a board whose kernel can.
+    Verity,
 }
 
 fn main() -> ExitCode {
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::Shell(board) => Lab::open(board).and_then(|lab| shell::open(&lab)),
         Command::Supervisor => nuc().and_then(Lab::open).and_then(|lab| supervisor::play(&lab)),
         Command::PowerCut { cuts } => nuc().and_then(Lab::open).and_then(|lab| power_cut::sweep(&lab, cuts)),
+        Command::Verity => verity_board().and_then(Lab::open).and_then(|lab| verity::play(&lab)),
         Command::TruthTable => nuc().and_then(Lab::open).and_then(|lab| truth_table::compare(&lab)),
     };
     match outcome {
@@ -93,6 +97,10 @@ fn nuc() -> Outcome<&'static Board> {
     board(NUC)
 }
 
+fn verity_board() -> Outcome<&'static Board> {
+    board("jetson-tx2")
+}
+
 fn board(name: &str) -> Outcome<&'static Board> {
     boards::find(name).ok_or_else(|| {
         let names: Vec<_> = boards::ALL.iter().map(|b| b.name).collect();
@@ -109,6 +117,10 @@ fn needs(command: &Command) -> Vec<&'static str> {
         Command::Supervisor | Command::PowerCut { .. } | Command::TruthTable => {
             boards::ALL[0].needs().to_vec()
         }
+        Command::Verity => {
+            let board = verity_board().map(Board::needs).unwrap_or_default();
+            [board.to_vec(), vec!["verity"]].concat()
+        }
     };
     needs.sort_unstable();
     needs.dedup();
@@ -124,6 +136,7 @@ fn parse(args: &[String]) -> Outcome<Command> {
         Some("supervisor") => Command::Supervisor,
         Some("power-cut") => Command::PowerCut { cuts: 20 },
         Some("truth-table") => Command::TruthTable,
+        Some("verity") => Command::Verity,
         other => return Err(format!("no command {:?}", other.unwrap_or(""))),
     };
     while let Some(word) = words.next() {

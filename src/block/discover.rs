@@ -179,6 +179,16 @@ impl BootedDisk {
         (lost && self.partition(label::STATE).is_none()).then_some(state)
     }
 
+    /// The data partition of an MBR, if its file system is so damaged that it has lost its label: the one right after the
+    /// state partition, and the last. `None` where there is any doubt.
+    pub fn data_without_label(&self) -> Option<Partition> {
+        let state = self.partition(label::STATE)?.number;
+        let found = self.partitions.last().filter(|p| p.number == state + 1)?;
+        let lost = matches!(self.table, Table::Mbr(_)) && found.number >= 5 && found.file_system.is_none();
+        let data = Partition { label: label::DATA.into(), ..found.clone() };
+        (lost && self.partition(label::DATA).is_none()).then_some(data)
+    }
+
     /// The partition with a label.
     ///
     /// # Errors

@@ -8,8 +8,10 @@ mod gpt;
 pub mod grow;
 mod grow_gpt;
 mod grow_mbr;
+mod hash_tree;
 mod le;
 mod mbr;
+pub mod seal;
 mod slot_disk;
 mod superblock;
 mod table;
@@ -19,6 +21,7 @@ pub use discover::{BootedDisk, Partition, ROOT_DEVICE_NOTE, label, natural, not_
 pub use disk::{Disk, FileDisk};
 pub use file_set::{FileSet, Sums, missing, slot_dir, sums};
 pub use gpt::Gpt;
+pub use hash_tree::{HashTree, VerityTable};
 pub use mbr::Mbr;
 pub use slot_disk::{Verified, digest_of, read_back};
 pub use superblock::{Kind as FileSystemKind, Superblock, probe};

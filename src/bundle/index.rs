@@ -331,6 +331,7 @@ mod tests {
             index_size: index.len() as u64,
             frames_size,
             frames_sha256: Digest([0; 32]),
+            verity: None,
             files: Vec::new(),
         }
     }

@@ -18,7 +18,7 @@ use super::pieces::{self, Cutter, Print};
 use crate::model::device::DeviceType;
 use crate::model::manifest::Provides;
 use crate::model::payload::{BLOCK_BYTES, IMAGE_MAX_BYTES, IMAGE_MIN_BYTES};
-use crate::model::{Digest, Manifest, Payload, PayloadKind, Version};
+use crate::model::{Digest, Manifest, Payload, PayloadKind, Verity, Version};
 use crate::{Doing, Error, Result, sys};
 
 /// The image is read, and holes are looked for, in pieces of this many bytes.
@@ -43,6 +43,8 @@ pub struct Recipe {
     pub min_version: Option<Version>,
     /// What it provides.
     pub provides: Provides,
+    /// The root hash of the tree in the image, and where that lies.
+    pub verity: Option<Verity>,
     /// zstd's level, 1 to 22.
     pub level: i32,
     /// Blocks before a frame that it is compressed with, 0 to `index::PREFIX_BLOCKS_MAX`.
@@ -89,7 +91,9 @@ pub fn create(
         return Err(Error::failed(text).within(doing()));
     }
     let dir = sys::durable::parent(out)?;
-    let mut parts = vec![Part::pack(&file, len, recipe.kind, dir, recipe, progress).doing(doing)?];
+    let mut root = Part::pack(&file, len, recipe.kind, dir, recipe, progress).doing(doing)?;
+    root.payload.verity = recipe.verity;
+    let mut parts = vec![root];
     for (kind, files) in [(PayloadKind::BootFiles, &recipe.boot_files), (PayloadKind::Hooks, &recipe.hooks)] {
         if files.is_empty() {
             continue;
@@ -334,6 +338,7 @@ impl Packer {
             frames_size,
             frames_sha256: Digest(self.frames_sum.finalize().into()),
             files: Vec::new(),
+            verity: None,
         };
         Ok(Part { payload, index, frames: self.frames })
     }

@@ -47,6 +47,9 @@ create: makes a bundle of a root image, or of a whole disk. The same input gives
   --level N            zstd level 1 to 22 (default 19)
   --prefix-size KIB    how much before a block helps to compress it, 0 to 8192 KiB (default 4096); the device needs
                        twice as much memory
+  --verity-root HASH   the image ends with a hash tree (`veritysetup format --hash-offset`, SHA-256), and this is its root hash:
+  --verity-offset N    its place in the image, in bytes. Devices keep both with the slot, and PID 1 mounts the root so that
+                       the kernel checks each block as it is read (dm-verity); the slot must have 4096 bytes more
   --boot-dir DIR       every file in DIR goes to the boot partition, for the slot that is written: kernel, initramfs, device
                        trees; for devices that boot from there (systemd-boot, EFI, Raspberry Pi without U-Boot)
   --boot-file PATH=FILE  one such file, as dtbs/board.dtb=build/board.dtb; may be given several times

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::hooks;
 use crate::cli::{Command, Context};
 use crate::config::Settings;
 use crate::engine::{Engine, supervisor};
@@ -87,7 +88,7 @@ pub(super) fn checks<'a>(context: &'a Context, settings: &'a Settings, before: B
         checks.push(Check {
             name: script.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             look: Box::new(move || {
-                let outcome = sys::command::run(&script, &[], deadline).map_err(|e| e.to_string())?;
+                let outcome = hooks::run_program(context, &script, deadline).map_err(|e| e.to_string())?;
                 if outcome.success { Ok(()) } else { Err(format!("{}: {}", outcome.ending, outcome.output)) }
             }),
         });

@@ -1,6 +1,6 @@
 //! The hooks of the bundle that is on trial, run once its health checks have passed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
@@ -10,6 +10,7 @@ use crate::cli::Context;
 use crate::model::Digest;
 use crate::model::payload::HOOK_MAX_BYTES;
 use crate::model::record::Hook;
+use crate::sys::command::Outcome;
 use crate::{Doing, Error, Result, sys};
 
 /// They are run from here, out of reach of a state partition that is mounted without leave to run programs.
@@ -30,11 +31,19 @@ pub fn run(context: &Context, hooks: &[Hook]) -> Result<()> {
 
 fn run_one(context: &Context, hook: &Hook) -> Result<()> {
     let program = prepare(context, hook)?;
-    let outcome = sys::command::run(&program, &[], Duration::from_secs(hook.deadline_s))?;
+    let outcome = run_program(context, &program, Duration::from_secs(hook.deadline_s))?;
     if outcome.success {
         return Ok(());
     }
     Err(Error::failed(format!("{}: {}", outcome.ending, outcome.output.trim().replace('\n', " | "))))
+}
+
+/// Runs a program of the maker: not in the sandbox of twinhull-resume.service, as it may have to do anything.
+pub(super) fn run_program(context: &Context, program: &Path, deadline: Duration) -> Result<Outcome> {
+    match context.root.is_host() {
+        true => sys::command::run_outside(program, deadline),
+        false => sys::command::run(program, &[], deadline),
+    }
 }
 
 /// Copies the program to where it is run from, if it is the one that the journal means.

@@ -26,7 +26,8 @@ modules that /modules/order lists (one file per line), waits for the disk of roo
 mounts the root read-only with /mnt/boot, /mnt/state and /mnt/data, binds what must persist, and starts the next
 init. An error is shown on the console, kept in /mnt/state/twinhull/boot-failed and ends in a reboot, so that the
 boot counter counts it. If the initramfs has a file /development, as only that of a development image may, a rescue shell
-is offered on the console for 10 s first.
+is offered on the console for 10 s first. A slot that is sealed (`twinhull bundle --help`) is mounted through dm-verity, or
+not at all. A boot goes on without the state or data partition, if those can be neither mounted nor repaired.
 
 Where the firmware cannot count (boot.chooser = \"initramfs\" in the initramfs's own settings), the boot counter is in
 /mnt/boot/initramfs.env: this program reads it, counts, and mounts the slot that it says.

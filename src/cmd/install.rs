@@ -221,7 +221,8 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
     }
     let before = health::before(context, &settings);
     let started = BootClock.since_boot();
-    let goal = Goal { root: image, sets: sets.images(), hooks: file_sets::hooks(&manifest) };
+    let verity = manifest.root.verity;
+    let goal = Goal { root: image, verity, sets: sets.images(), hooks: file_sets::hooks(&manifest) };
     let FileSets { disks, sources, .. } = &mut sets;
     let mut disks: Vec<&mut dyn Disk> = disks.iter_mut().map(|d| d as &mut dyn Disk).collect();
     let begun = Install::begin(&mut host.machine, release, goal)?;

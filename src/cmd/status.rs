@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::file_sets::{self, BootFiles};
 use super::host::{Host, os_version};
 use super::turn;
+use crate::block::{FileDisk, seal};
 use crate::cli::{Command, Context};
 use crate::config::{ConfigJson, Origin, damaged_texts, keys};
 use crate::engine::{mend, reserve};
@@ -215,6 +216,7 @@ impl Report {
         let name = if installing { "installing" } else { phase.name() };
         let meaning = if installing { "an install is under way".to_owned() } else { explain(&phase) };
         self.lines.push(format!("Phase       {name}: {meaning}"));
+        self.seal(host);
         let floor = record.release_floor.max(host.settings.bundle.release_floor);
         if floor > 0 {
             self.lines.push(format!("Releases    from {floor} on are taken"));
@@ -248,6 +250,20 @@ impl Report {
         self.json.insert("update".into(), update);
         if let Phase::Inconsistent { what } = phase {
             self.problem(Error::inconsistent(what));
+        }
+    }
+
+    /// Whether the root that runs is checked as it is read.
+    fn seal(&mut self, host: &Host) {
+        let slot = host.disk.slot_partition(host.machine.booted);
+        match slot.and_then(|p| FileDisk::open_read_only(&p.device)).and_then(|mut d| seal::read(&mut d, 0)) {
+            Ok(Some(verity)) => {
+                let text =
+                    format!("Root        sealed: each block is checked, root hash {}", verity.root_hash);
+                self.lines.push(text);
+            }
+            Ok(None) => {}
+            Err(e) => self.problem(e.within("root")),
         }
     }
 

@@ -270,6 +270,69 @@ mod tests {
         assert_eq!(names.len(), all);
     }
 
+    /// The table of balena's documentation and sources, see above: name, type, and default where there is one.
+    #[test]
+    fn every_documented_key_is_known_with_its_type_and_default() {
+        use Type::*;
+        let url = "{apiEndpoint}/connectivity-check";
+        let documented: &[(&str, Type, &str)] = &[
+            ("apiEndpoint", Url, ""),
+            ("apiKey", Text, ""),
+            ("apiTimeout", Number, "900000"),
+            ("applicationId", Number, ""),
+            ("applicationName", Text, ""),
+            ("appUpdatePollInterval", Number, "900000"),
+            ("balenaRootCA", Certificates, ""),
+            ("bootstrapRetryDelay", Number, "30000"),
+            ("country", Text, ""),
+            ("debug", TextOrNumber, ""),
+            ("deltaEndpoint", Url, "https://delta.balena-cloud.com"),
+            ("developmentMode", Flag, "false"),
+            ("deviceApiKey", Text, ""),
+            ("deviceApiKeys", Texts, ""),
+            ("deviceId", Number, ""),
+            ("deviceType", Text, ""),
+            ("dnsServers", Addresses, "8.8.8.8"),
+            ("files", Object, ""),
+            ("hostname", HostName, "the first 7 digits of uuid"),
+            ("initialDeviceName", Text, ""),
+            ("installer.migrate.force", Flag, "false"),
+            ("installer.secureboot", Flag, "false"),
+            ("installer.target_devices", Text, "the image's own"),
+            ("installer.whitelist_pcr2", Text, ""),
+            ("listenPort", Number, "48484"),
+            ("logsEndpoint", Url, ""),
+            ("mixpanelToken", Text, ""),
+            ("ntpServers", Servers, "the image's own"),
+            ("os.fan.profile", Text, ""),
+            ("os.kernel.extraFirmwareVol", Text, "extra-firmware"),
+            ("os.network.connectivity.interval", Number, "3600"),
+            ("os.network.connectivity.response", Text, ""),
+            ("os.network.connectivity.uri", Url, url),
+            ("os.network.wifi.randomMacAddressScan", Flag, "false"),
+            ("os.power.mode", Text, ""),
+            ("os.sshKeys", Lines, ""),
+            ("os.udevRules", Texts, ""),
+            ("persistentLogging", Flag, "false"),
+            ("pinDevice", Object, ""),
+            ("pubnubPublishKey", Text, ""),
+            ("pubnubSubscribeKey", Text, ""),
+            ("registered_at", Number, ""),
+            ("registryEndpoint", Text, ""),
+            ("userId", TextOrNumber, ""),
+            ("username", Text, ""),
+            ("uuid", Text, "made on the first boot"),
+            ("version", TextOrNumber, ""),
+            ("vpnEndpoint", Text, ""),
+            ("vpnPort", TextOrNumber, ""),
+            ("wifiKey", Text, ""),
+            ("wifiSsid", Text, ""),
+        ];
+        let mut known: Vec<_> = KEYS.iter().map(|k| (k.name, k.kind, k.default)).collect();
+        known.sort_by_key(|(name, ..)| name.to_lowercase());
+        assert_eq!(known, documented);
+    }
+
     #[test]
     fn values_as_balenas_own_writers_leave_them_are_fine() {
         // The API's generator, the supervisor, the flasher's script and the documentation's example.

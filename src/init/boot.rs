@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::doctor::{Health, Role};
 use super::notes::Notes;
-use super::{data, failure, find, mounts, persist, reset, slot};
+use super::{data, failure, find, mounts, persist, reset, slot, verity};
 use crate::block::{BootedDisk, ROOT_DEVICE_NOTE, label};
 use crate::config::Settings;
 use crate::model::Cmdline;
@@ -13,6 +13,8 @@ use crate::sys::clock::{BootClock, Clock};
 use crate::{Result, Root, sys};
 
 const SYSROOT: &str = "/sysroot";
+const STATE: &str = "/mnt/state";
+const IN_MEMORY: &str = "what would be kept there lasts for this boot only";
 /// Time that a kernel panic stays on the console.
 const PANIC_S: u32 = 5;
 
@@ -37,31 +39,38 @@ fn boot() -> Result<Infallible> {
     let sysroot = Root::new(SYSROOT);
     sys::switch_root::make_dir(Path::new(SYSROOT))?;
     // Before anything of the disk is mounted; if it cannot be done, the device still works with what it has.
-    let data = match cmdline.emergency() {
-        true => disk.required(label::DATA).cloned()?,
-        false => data::grow_partition(&disk).or_else(|e| {
+    let data = data::find(&disk).map(|data| match cmdline.emergency() {
+        true => data,
+        false => data::grow_partition(&disk, &data).unwrap_or_else(|e| {
             log::warn!("{e}; the boot goes on with the old size");
-            disk.required(label::DATA).cloned()
-        })?,
-    };
+            data
+        }),
+    });
 
-    mounts::root(disk.slot_partition(disk.slot())?, &cmdline, Path::new(SYSROOT))?;
+    let root = verity::checked(disk.slot_partition(disk.slot())?)?;
+    mounts::root(&root, &cmdline, Path::new(SYSROOT))?;
     let settings = Settings::load(&sysroot, None)?;
-    let state = match disk.state_without_label() {
-        Some(state) => state,
-        None => disk.required(label::STATE)?.clone(),
+    let state = disk.state_without_label().map_or_else(|| disk.required(label::STATE).cloned(), Ok);
+    let health = match state.and_then(|s| mounts::ext4(&s, STATE, Role::State, &cmdline, &sysroot)) {
+        Ok(health) => health,
+        Err(e) => mounts::in_memory(STATE, &sysroot).map(|()| Health::Lost(format!("{e}; {IN_MEMORY}")))?,
     };
-    let health = mounts::ext4(&state, "/mnt/state", Role::State, &cmdline, &sysroot)?;
-    failure::state_is_mounted(&sysroot.path("/mnt/state"));
+    failure::state_is_mounted(&sysroot.path(STATE));
     let mut notes = Notes::default();
     uncounted.iter().for_each(|problem| notes.problem(problem));
     notes.add(label::STATE, &health);
     mounts::boot(disk.required(label::BOOT)?, &sysroot)?;
-    let health = mounts::ext4(&data, "/mnt/data", Role::Data, &cmdline, &sysroot)?;
+    let health = match &data {
+        Ok(data) => mounts::ext4(data, "/mnt/data", Role::Data, &cmdline, &sysroot)?,
+        Err(e) => Health::Lost(e.to_string()),
+    };
     notes.add(label::DATA, &health);
-    let has_data = !matches!(health, Health::Lost(_));
+    let data = data.ok().filter(|_| !matches!(health, Health::Lost(_)));
+    let has_data = data.is_some();
     if !cmdline.emergency() {
-        if has_data && let Err(e) = data::grow_file_system(&data, &sysroot.path("/mnt/data")) {
+        if let Some(data) = &data
+            && let Err(e) = data::grow_file_system(data, &sysroot.path("/mnt/data"))
+        {
             log::warn!("{e}; the boot goes on with the old size");
         }
         match reset::carry_out(&sysroot, has_data) {
@@ -69,10 +78,10 @@ fn boot() -> Result<Infallible> {
             Err(e) => notes.problem(&e.to_string()),
         }
     }
+    let persisted = persist::machine_id(&sysroot, &mut notes)
+        .and_then(|()| persist::bind_all(&settings.init.persist, &sysroot, &mut notes));
     notes.keep(&sysroot);
-
-    persist::machine_id(&sysroot)?;
-    persist::bind_all(&settings.init.persist, &sysroot)?;
+    persisted?;
     if has_data {
         bind_resin_data(&sysroot)?;
     }
@@ -84,7 +93,7 @@ fn boot() -> Result<Infallible> {
     let next = next_init(&cmdline, &settings);
     mounts::hand_over(&sysroot)?;
     sys::switch_root::switch(Path::new(SYSROOT))?;
-    failure::state_is_mounted(Path::new("/mnt/state"));
+    failure::state_is_mounted(Path::new(STATE));
     log::info!("starting {} after {:.1} s", next.display(), BootClock.since_boot().as_secs_f32());
     Err(sys::switch_root::become_program(&next))
 }

@@ -9,6 +9,14 @@ use crate::{Doing, Error, Result, sys};
 /// Less than this is not worth growing a file system for: it is what alignment leaves.
 const WORTHWHILE_BYTES: u64 = 10 * 1024 * 1024;
 
+/// The data partition, also if its file system is too damaged to say that it is one.
+///
+/// # Errors
+/// `Failed` if there is none. The boot can go on without it.
+pub(super) fn find(disk: &BootedDisk) -> Result<Partition> {
+    disk.data_without_label().map_or_else(|| disk.required(label::DATA).cloned(), Ok)
+}
+
 /// Grows the data partition in the table and in the kernel, if it is the last and there is room.
 ///
 /// The result is the partition as it is now.
@@ -16,8 +24,7 @@ const WORTHWHILE_BYTES: u64 = 10 * 1024 * 1024;
 /// # Errors
 /// `Failed` if the table is to be left alone, or a write fails: then it is the old or the new one. The boot can
 /// go on with the old size.
-pub(super) fn grow_partition(disk: &BootedDisk) -> Result<Partition> {
-    let data = disk.required(label::DATA)?;
+pub(super) fn grow_partition(disk: &BootedDisk, data: &Partition) -> Result<Partition> {
     let doing = || format!("grow {} on {}", data.label, disk.device.display());
     // A look needs no write access, and on most boots there is nothing to do.
     let mut medium = FileDisk::open_read_only(&disk.device)?;

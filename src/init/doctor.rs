@@ -6,7 +6,8 @@
 //!
 //! # Laws
 //! 1. The data partition is never made anew: a boot goes on without it, and says so. A device that can be reached can
-//!    be repaired.
+//!    be repaired. It goes on without the state partition too, with memory in its place, if that can neither be mounted
+//!    nor made anew.
 //! 2. The state partition is made anew only if `e2fsck` itself says that it cannot repair it, and the medium can be
 //!    read. A missing tool, a mount point that is not there or a failing medium is no reason.
 //! 3. With `emergency` on the command line nothing is made anew.
@@ -268,6 +269,23 @@ mod tests {
         assert_eq!(bench.bring_up(Role::Data, Fsck::Skip, true, true).unwrap(), Health::Sound);
         assert_eq!(*bench.ran.borrow(), ["/sbin/e2fsck -p", "/sbin/e2fsck -f -p"]);
         assert!(bench.kept());
+    }
+
+    /// A device without a battery starts in 1970, long before its file systems were last written; or it ran with a clock that
+    /// was ahead.
+    #[test]
+    fn times_that_the_clock_has_not_reached_are_no_damage() {
+        for (marked, fsck) in [(true, Fsck::Auto), (false, Fsck::Force)] {
+            let bench = Bench::new(nothing);
+            let image = bench.image.to_str().unwrap();
+            for field in ["mtime", "wtime", "lastcheck", "first_error_time", "last_error_time"] {
+                let set = format!("set_super_value {field} 20900101000000");
+                assert!(tool("/sbin/debugfs", &["-w", "-R", &set, image]).success, "{field}");
+            }
+            let health = bench.bring_up(Role::State, fsck, marked, true).unwrap();
+            assert!(!matches!(health, Health::Remade(_)) && bench.kept(), "{health:?}");
+            assert_eq!(bench.ran.borrow().len(), 1, "{:?}", bench.ran.borrow());
+        }
     }
 
     #[test]

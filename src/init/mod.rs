@@ -25,6 +25,7 @@ mod preview;
 mod reset;
 mod size;
 mod slot;
+mod verity;
 
 pub use boot::run;
 pub use preview::{Preview, preview};

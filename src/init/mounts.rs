@@ -118,6 +118,15 @@ pub(super) fn ext4(
     doctor::bring_up(&patient, &Means { run: &run, mount: &mount })
 }
 
+/// Mounts memory where a partition should be that cannot be used.
+///
+/// # Errors
+/// `Failed`, naming the directory.
+pub(super) fn in_memory(at: &str, sysroot: &Root) -> Result<()> {
+    let flags = MountFlags::NOSUID.union(MountFlags::NODEV);
+    sys::mount::mount(Path::new("tmpfs"), &sysroot.path(at), "tmpfs", flags, "mode=0755,size=16M")
+}
+
 fn marked_damaged(partition: &Partition) -> bool {
     // Read again through the partition's own device: the kernel keeps another cache for the whole disk.
     let superblock =

@@ -38,6 +38,12 @@ impl Notes {
         self.boot.push(text.to_owned());
     }
 
+    /// The lines for this boot.
+    #[cfg(test)]
+    pub fn problems(&self) -> &[String] {
+        &self.boot
+    }
+
     /// Writes them down. That it does not work is no reason to fail a boot.
     pub fn keep(&self, sysroot: &Root) {
         for line in self.boot.iter().chain(&self.lasting) {

@@ -2,6 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use super::notes::Notes;
 use crate::config::apply::{self, HOST_NAME};
 use crate::config::{ConfigJson, Settings};
 use crate::{Doing, Error, Result, Root, sys};
@@ -10,34 +11,47 @@ use crate::{Doing, Error, Result, Root, sys};
 pub(super) const OVERLAY: &str = "/mnt/state/root-overlay";
 const MACHINE_ID: &str = "/mnt/state/machine-id";
 
-/// Binds the kept copy of each path over the root's own. On the first boot the copy is made from the image.
+/// For this boot only, where the state partition cannot take the device's own.
+const TRANSIENT_ID: &str = "/run/twinhull/machine-id";
+
+/// Binds the kept copy of each path over the root's own. On the first boot the copy is made from the image; if the state
+/// partition cannot take it, being full or worn out, the image's own stays, and that is noted.
 ///
 /// # Errors
-/// `Failed`, naming the path: not absolute, not in the image, or not to be copied or bound.
-pub(super) fn bind_all(paths: &[PathBuf], sysroot: &Root) -> Result<()> {
+/// `Failed`, naming the path: not absolute, not in the image, or not to be bound.
+pub(super) fn bind_all(paths: &[PathBuf], sysroot: &Root, notes: &mut Notes) -> Result<()> {
     for path in paths {
         let doing = || format!("keep {}", path.display());
-        let kept = keep(path, sysroot).doing(doing)?;
-        sys::mount::bind(&kept, &sysroot.path(path)).doing(doing)?;
+        check(path, sysroot).doing(doing)?;
+        match keep(path, sysroot) {
+            Ok(kept) => sys::mount::bind(&kept, &sysroot.path(path)).doing(doing)?,
+            Err(e) => notes.problem(&format!("{} is the image's own: {e}", path.display())),
+        }
     }
     Ok(())
+}
+
+/// What is wrong with the image or its settings shows in the first boot of a trial, on every device alike.
+fn check(path: &Path, sysroot: &Root) -> Result<()> {
+    let plain = path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    if !path.is_absolute() || !plain || path.file_name().is_none() {
+        return Err(Error::failed("init.persist: expected an absolute path without '..'"));
+    }
+    match sysroot.path(path).exists() {
+        true => Ok(()),
+        false => Err(Error::failed("the image has no such file or directory to bind over")),
+    }
 }
 
 /// Makes the kept copy of a path, if there is none, and says where it is. Cut anywhere, the copy is there whole
 /// or not at all.
 fn keep(path: &Path, sysroot: &Root) -> Result<PathBuf> {
-    let plain = path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
-    let (true, true, Some(name)) = (path.is_absolute(), plain, path.file_name()) else {
-        return Err(Error::failed("init.persist: expected an absolute path without '..'"));
-    };
+    let name = path.file_name().unwrap_or_default();
     let kept = sysroot.path(Path::new(OVERLAY).join(path.strip_prefix("/").unwrap_or(path)));
     if kept.symlink_metadata().is_ok() {
         return Ok(kept);
     }
     let own = sysroot.path(path);
-    if !own.exists() {
-        return Err(Error::failed("the image has no such file or directory to bind over"));
-    }
     let parent = kept.parent().unwrap_or(&kept);
     sys::durable::create_dir(parent)?;
     let mut unfinished = std::ffi::OsString::from(".");
@@ -51,13 +65,23 @@ fn keep(path: &Path, sysroot: &Root) -> Result<PathBuf> {
     Ok(kept)
 }
 
-/// Gives the device its machine id, made once, and binds it over the image's empty file.
+/// Gives the device its machine id, made once, and binds it over the image's empty file. If it cannot be kept, the device
+/// has another one for this boot, and that is noted.
 ///
 /// # Errors
-/// `Failed` if it cannot be kept, or the image has no `/etc/machine-id`.
-pub(super) fn machine_id(sysroot: &Root) -> Result<()> {
-    let kept = ensure_machine_id(sysroot).doing(|| "machine id")?;
-    sys::mount::bind(&kept, &sysroot.path("/etc/machine-id")).doing(|| "machine id")
+/// `Failed` if the image has no `/etc/machine-id`.
+pub(super) fn machine_id(sysroot: &Root, notes: &mut Notes) -> Result<()> {
+    let id = ensure_machine_id(sysroot).or_else(|e| {
+        notes.problem(&format!("machine id: {e}; another one for this boot"));
+        let path = PathBuf::from(TRANSIENT_ID);
+        sys::switch_root::make_dir(path.parent().unwrap_or(&path))?;
+        sys::switch_root::note(&path, &new_machine_id()?).map(|()| path)
+    });
+    id.and_then(|id| sys::mount::bind(&id, &sysroot.path("/etc/machine-id"))).doing(|| "machine id")
+}
+
+fn new_machine_id() -> Result<String> {
+    Ok(format!("{}\n", sys::random::hex(16)?))
 }
 
 fn ensure_machine_id(sysroot: &Root) -> Result<PathBuf> {
@@ -67,7 +91,7 @@ fn ensure_machine_id(sysroot: &Root) -> Result<PathBuf> {
         Some(_) => log::warn!("{}: not 32 hex digits; the device gets a new machine id", path.display()),
         None => log::info!("first boot: the device gets a machine id"),
     }
-    sys::durable::replace(&path, format!("{}\n", sys::random::hex(16)?).as_bytes(), 0o444)?;
+    sys::durable::replace(&path, new_machine_id()?.as_bytes(), 0o444)?;
     Ok(path)
 }
 
@@ -143,8 +167,22 @@ mod tests {
     fn paths_that_lead_elsewhere_are_refused() {
         let (_dir, root) = host();
         for path in ["etc/hostname", "/etc/../etc/hostname", "/", "/no/such/file"] {
-            assert!(keep(Path::new(path), &root).is_err(), "{path}");
+            assert!(check(Path::new(path), &root).is_err(), "{path}");
         }
+        check(Path::new("/etc/hostname"), &root).unwrap();
+    }
+
+    /// A state partition that is full or worn out keeps no device down; a directory that cannot be made stands for it.
+    #[test]
+    fn what_the_state_partition_cannot_take_is_noted_and_the_images_own_stays() {
+        let (_dir, root) = host();
+        sys::durable::replace(&root.path(OVERLAY), b"no directory", 0o600).unwrap();
+        let mut notes = Notes::default();
+        bind_all(&["/etc/hostname".into(), "/etc/ssh".into()], &root, &mut notes).unwrap();
+        let noted = notes.problems();
+        assert_eq!(noted.len(), 2, "{noted:?}");
+        assert!(noted[0].starts_with("/etc/hostname is the image's own: "), "{noted:?}");
+        assert!(bind_all(&["/etc/none".into()], &root, &mut notes).is_err(), "the image's mistake is one");
     }
 
     #[test]

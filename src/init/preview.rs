@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::boot::next_init;
-use crate::block::{BootedDisk, FileDisk, grow, label};
+use super::data;
+use crate::block::{BootedDisk, FileDisk, grow};
 use crate::config::Settings;
 use crate::model::Cmdline;
 use crate::{Result, Root, sys};
@@ -34,7 +35,7 @@ pub fn preview(root: &Root, settings: &Settings) -> Result<Preview> {
 }
 
 fn growth(disk: &BootedDisk) -> Result<Option<(u64, u64)>> {
-    let data = disk.required(label::DATA)?;
+    let data = data::find(disk)?;
     let mut medium = FileDisk::open_read_only(&disk.device)?;
     let plan = grow::plan(&mut medium, &disk.table, data.number)?;
     Ok(plan.map(|p| (p.from_bytes, p.to_bytes)))

@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::Version;
 use super::device::DeviceType;
 use super::payload::{Payload, PayloadKind, is_word};
+use super::verity::seal_at;
 use crate::{Error, Result};
 
-/// The newest version of the format. Bundles that only carry a root image are written as version 1, which older devices
-/// read as well; those of a whole disk are of version 3.
-pub const FORMAT: u32 = 3;
+/// The newest version of the format: that of bundles with a root that is to be sealed. Those that only carry a root image are
+/// written as version 1, which older devices read as well; those of a whole disk are of version 3.
+pub const FORMAT: u32 = 4;
 /// The longest manifest, in bytes: it is read into memory before its signature can be checked.
 pub const LIMIT_BYTES: u64 = 64 * 1024;
 
@@ -102,7 +103,7 @@ impl Manifest {
         // The version first: a newer format may hold keys that are not known here.
         let table: toml::Table = toml::from_str(text).map_err(say)?;
         match table.get("format").and_then(toml::Value::as_integer) {
-            Some(1..=3) => {}
+            Some(1..=4) => {}
             Some(found) => {
                 return Err(Error::refused(format!(
                     "bundle format {found}: this twinhull reads formats 1 to {FORMAT}; \
@@ -122,7 +123,8 @@ impl Manifest {
     pub fn to_text(&self) -> Result<String> {
         let text = Text {
             format: match self.root.kind {
-                PayloadKind::Disk => FORMAT,
+                PayloadKind::Disk => 3,
+                _ if self.root.verity.is_some() => FORMAT,
                 _ if self.files.is_empty() => 1,
                 _ => 2,
             },
@@ -185,10 +187,14 @@ impl Manifest {
             return no("the bundle holds a whole disk, for an installer (`twinhull flash`); get the one with the root image".into());
         }
         self.check_made_for(&device.device_type, &device.arch)?;
-        if self.root.size > device.slot_len_bytes {
+        let (room, seal) = match self.root.verity {
+            None => (device.slot_len_bytes, ""),
+            Some(_) => (seal_at(device.slot_len_bytes).unwrap_or(0), " beside the seal"),
+        };
+        if self.root.size > room {
             return no(format!(
-                "the image has {} bytes, the slot {}; make the image smaller, or flash a layout with larger slots",
-                self.root.size, device.slot_len_bytes
+                "the image has {} bytes, the slot {room}{seal}; make the image smaller, or flash a layout with larger slots",
+                self.root.size
             ));
         }
         if self.release < device.release_floor {
@@ -247,12 +253,17 @@ impl Text {
         let fits = match self.format {
             1 => kinds == [PayloadKind::RootSlot],
             2 => with_files() && !kinds.contains(&PayloadKind::Disk),
-            _ => kinds == [PayloadKind::Disk],
+            3 => kinds == [PayloadKind::Disk],
+            _ => with_files() && !kinds.contains(&PayloadKind::Disk),
         };
+        let sealed: Vec<_> = payloads.iter().map(|p| p.verity.is_some()).collect();
+        if sealed.iter().skip(1).any(|s| *s) || sealed.contains(&true) != (self.format == 4) {
+            return wrong("verity: only of a root-slot, and in format 4".into());
+        }
         if !fits {
             return wrong(format!(
-                "format {}: payloads {kinds:?}, expected root-slot, in format 2 boot-files and hooks after it, each at most \
-                 once, and in format 3 disk alone",
+                "format {}: payloads {kinds:?}, expected root-slot, in formats 2 and 4 boot-files and hooks after it, each \
+                 at most once, and in format 3 disk alone",
                 self.format
             ));
         }
@@ -357,7 +368,7 @@ frames_sha256 = "333333333333333333333333333333333333333333333333333333333333333
 
     #[test]
     fn a_newer_format_is_refused_whatever_else_it_holds() {
-        let e = Manifest::parse("format = 4\nnews = true\n").unwrap_err();
+        let e = Manifest::parse("format = 5\nnews = true\n").unwrap_err();
         assert_eq!(e.kind(), Kind::Refused);
         assert!(e.to_string().contains("newer"), "{e}");
     }

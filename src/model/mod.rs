@@ -15,6 +15,7 @@ pub mod phase;
 pub mod record;
 pub mod reset;
 pub mod slot;
+pub mod verity;
 pub mod version;
 
 pub use boot_failure::{BOOT_FAILURE, BOOT_NOTES, BootFailure, LASTING_NOTES};
@@ -29,4 +30,5 @@ pub use os_release::{OS_RELEASE, OsRelease};
 pub use payload::{FileEntry, Payload, PayloadKind};
 pub use reset::{KEPT_OF_DATA, KEPT_OF_STATE, RESET_REQUEST, ResetRequest};
 pub use slot::Slot;
+pub use verity::Verity;
 pub use version::Version;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Digest;
+use super::{Digest, Verity};
 use crate::{Error, Result};
 
 /// The smallest root image, in bytes.
@@ -56,6 +56,9 @@ pub struct Payload {
     /// The files that the image consists of, in its order; none for a root slot.
     #[serde(rename = "file", default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<FileEntry>,
+    /// How the kernel checks it as it is read; of a root slot only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verity: Option<Verity>,
 }
 
 /// Where a payload goes.
@@ -134,6 +137,9 @@ impl Payload {
     fn check_image(&self, min_bytes: u64) -> std::result::Result<(), String> {
         if !self.files.is_empty() {
             return Err("an image has no files".into());
+        }
+        if self.verity.is_some_and(|v| !(1..self.size).contains(&v.hash_offset)) {
+            return Err("verity: the hash tree does not lie in the image".into());
         }
         if !(min_bytes..=IMAGE_MAX_BYTES).contains(&self.size) {
             return Err(format!("image of {} bytes, expected {min_bytes} to {IMAGE_MAX_BYTES}", self.size));
@@ -247,6 +253,7 @@ mod tests {
             frames_size: 0,
             frames_sha256: Digest([0; 32]),
             files,
+            verity: None,
         }
     }
 

@@ -31,8 +31,8 @@ pub enum Why {
     Conflict409(String),
     /// 429, and how long the API wants to be left alone, in seconds.
     TooMany429(Option<u64>),
-    /// 500 to 599.
-    Server5xx(u16),
+    /// 500 to 599, and how long the API wants to be left alone, in seconds.
+    Server5xx(u16, Option<u64>),
     /// Another answer.
     Unexpected(u16),
     /// An answer that is not the API's, such as a hotel's log-in page.
@@ -65,7 +65,7 @@ impl Why {
             Self::NotFound404(_) => "not-found-404",
             Self::Conflict409(_) => "conflict-409",
             Self::TooMany429(_) => "too-many-429",
-            Self::Server5xx(_) => "server-5xx",
+            Self::Server5xx(..) => "server-5xx",
             Self::Unexpected(_) => "unexpected-answer",
             Self::Unreadable(_) => "unreadable-answer",
             Self::Network(_) => "network",
@@ -82,13 +82,12 @@ impl Why {
     /// The pause that the API asked for.
     pub(super) fn asked_to_wait(&self) -> Option<Duration> {
         match self {
-            Self::TooMany429(seconds) => seconds.map(Duration::from_secs),
+            Self::TooMany429(seconds) | Self::Server5xx(_, seconds) => seconds.map(Duration::from_secs),
             Self::Refused400(_)
             | Self::KeyRejected401
             | Self::Forbidden403(_)
             | Self::NotFound404(_)
             | Self::Conflict409(_)
-            | Self::Server5xx(_)
             | Self::Unexpected(_)
             | Self::Unreadable(_)
             | Self::Network(_)
@@ -104,15 +103,16 @@ impl Why {
 
     /// What an answer that is not the wished-for one means.
     pub(super) fn of_answer(status: u16, body: &str, retry_after: Option<&str>) -> Self {
+        // It may be a date too; with a clock that may be wrong that says nothing.
+        let seconds = || retry_after.and_then(|s| s.trim().parse().ok());
         match status {
             400 => Self::Refused400(shown(body)),
             401 => Self::KeyRejected401,
             403 => Self::Forbidden403(shown(body)),
             404 => Self::NotFound404(shown(body)),
             409 => Self::Conflict409(shown(body)),
-            // Retry-After may be a date too; with a clock that may be wrong that says nothing.
-            429 => Self::TooMany429(retry_after.and_then(|s| s.trim().parse().ok())),
-            500..=599 => Self::Server5xx(status),
+            429 => Self::TooMany429(seconds()),
+            500..=599 => Self::Server5xx(status, seconds()),
             other => Self::Unexpected(other),
         }
     }
@@ -164,7 +164,8 @@ impl fmt::Display for Failure {
             ),
             Why::TooMany429(Some(s)) => write!(f, "the API asks to wait for {s} s (429)"),
             Why::TooMany429(None) => f.write_str("the API asks to wait (429)"),
-            Why::Server5xx(status) => write!(f, "the API is not well ({status})"),
+            Why::Server5xx(status, None) => write!(f, "the API is not well ({status})"),
+            Why::Server5xx(status, Some(s)) => write!(f, "the API is not well ({status}) and asks to wait for {s} s"),
             Why::Unexpected(status) => write!(f, "unexpected answer {status}; is apiEndpoint in config.json right?"),
             Why::Unreadable(what) => write!(
                 f,
@@ -209,6 +210,7 @@ mod tests {
             (429, "", Some("17"), "too-many-429", "wait for 17 s"),
             (429, "", Some("Fri, 31 Dec 1999 23:59:59 GMT"), "too-many-429", "asks to wait (429)"),
             (500, "", None, "server-5xx", "not well (500)"),
+            (503, "", Some("30"), "server-5xx", "not well (503) and asks to wait for 30 s"),
             (599, "", None, "server-5xx", "not well (599)"),
             (418, "", None, "unexpected-answer", "unexpected answer 418"),
         ] {

@@ -323,9 +323,10 @@ fn waits_grow_and_a_pause_that_was_asked_for_is_kept() {
         world.cloud.play(Play::Answer(500, vec![], String::new()));
     }
     world.cloud.play(Play::Answer(429, vec!["Retry-After: 100".into()], String::new()));
+    world.cloud.play(Play::Answer(503, vec!["Retry-After: 200".into()], String::new()));
     world.run().unwrap();
     let waits: Vec<_> = world.waits.0.borrow().iter().map(Duration::as_millis).collect();
-    let within = [1000..=2000, 2000..=4000, 4000..=8000, 8000..=16000, 100_000..=116_000];
+    let within = [1000..=2000, 2000..=4000, 4000..=8000, 8000..=16000, 100_000..=116_000, 200_000..=232_000];
     assert_eq!(waits.len(), within.len());
     for (wait, within) in waits.iter().zip(within) {
         assert!(within.contains(wait), "{waits:?}");

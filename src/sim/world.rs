@@ -10,16 +10,19 @@ use super::files::{Files, MemoryStore};
 use super::loader::Loader;
 use super::power::{How, Interruption, Power};
 use super::tree::{MemoryTree, TreeMedia};
-use crate::block::Disk;
+use crate::block::{Disk, seal};
 use crate::boot::BootChooser;
 use crate::model::record::{Before, Outcome, Record, Release, State};
-use crate::model::{BootId, BootPlan, Digest, Evidence, Slot};
+use crate::model::verity::SEAL_BYTES;
+use crate::model::{BootId, BootPlan, Digest, Evidence, Slot, Verity};
 use crate::update::{Goal, Image, Install, JournalStore, Machine, Next};
 use crate::{Error, Kind, Result};
 
 pub const TRIES: u8 = 3;
 const BLOCK: usize = 8;
 const IMAGE_BLOCKS: u8 = 3;
+/// Room for the image, and the seal behind it.
+const SLOT_LEN: u64 = 2 * SEAL_BYTES;
 
 /// How a system behaves when it is booted. Each is one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +41,44 @@ pub enum Behaviour {
 
 fn image_of(version: u8, behaviour: Behaviour) -> Vec<u8> {
     (1..=IMAGE_BLOCKS).flat_map(|i| [version, behaviour as u8, i, 9, 9, 9, 9, 9]).collect()
+}
+
+/// Versions 1 and 2 are sealed, version 3 is not.
+fn verity_of(version: u8) -> Option<Verity> {
+    (version < 3).then_some(Verity { root_hash: Digest([version; 32]), hash_offset: 8 })
+}
+
+/// A slot that was sealed for version 1, whatever it holds.
+fn slot_with(content: &[u8]) -> Vec<u8> {
+    let mut slot = MemorySlot(content.to_vec());
+    slot.0.resize(usize::try_from(SLOT_LEN).unwrap(), 0);
+    seal::write(&mut slot, verity_of(1).as_ref(), content.len() as u64).unwrap();
+    slot.0
+}
+
+/// A slot's bytes, while the device is off.
+struct MemorySlot(Vec<u8>);
+
+impl Disk for MemorySlot {
+    fn len_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let at = usize::try_from(offset).unwrap();
+        buffer.copy_from_slice(&self.0[at..at + buffer.len()]);
+        Ok(())
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let at = usize::try_from(offset).unwrap();
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 fn release(version: u8) -> Release {
@@ -92,7 +133,7 @@ struct SlotDisk {
 
 impl Disk for SlotDisk {
     fn len_bytes(&self) -> u64 {
-        (BLOCK * usize::from(IMAGE_BLOCKS)) as u64
+        SLOT_LEN
     }
 
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
@@ -123,7 +164,7 @@ impl Media {
     fn new() -> Self {
         Self {
             journal: None,
-            slots: [image_of(1, Behaviour::Good), vec![0; BLOCK * usize::from(IMAGE_BLOCKS)]],
+            slots: [slot_with(&image_of(1, Behaviour::Good)), slot_with(&[])],
             cached: Vec::new(),
         }
     }
@@ -327,7 +368,7 @@ impl World {
 
     /// Whether `booted` holds the update, and it behaves so.
     fn runs(&self, booted: Slot, behaviour: Behaviour) -> bool {
-        self.media.borrow().slots[booted as usize] == image_of(2, behaviour)
+        self.media.borrow().slots[booted as usize].starts_with(&image_of(2, behaviour))
     }
 
     /// One boot: the script's choice, then the chosen slot's kernel. `None`: it panicked.
@@ -343,9 +384,16 @@ impl World {
         }
         let content = self.media.borrow().slots[choice.slot as usize].clone();
         let known = [(1, Behaviour::Good), (2, self.behaviour), (3, Behaviour::Good)];
-        match known.into_iter().find(|(v, b)| content == image_of(*v, *b)) {
+        match known.into_iter().find(|(v, b)| content.starts_with(&image_of(*v, *b))) {
             None => Err(Stop::Violation(format!("slot {} was booted and is not whole", choice.slot))),
             Some((version, behaviour)) => {
+                // PID 1 would not mount it, or mount it unchecked.
+                let sealed = seal::read(&mut MemorySlot(content), 0).map_err(stop)?;
+                if sealed != verity_of(version) {
+                    return Err(Stop::Violation(format!(
+                        "version {version} was booted with seal {sealed:?}"
+                    )));
+                }
                 if self.loader.has_boot_files() {
                     boot_set::check(&self.boot_files.borrow(), choice.slot, version)
                         .map_err(Stop::Violation)?;
@@ -448,7 +496,7 @@ impl World {
         let root = Image { len_bytes: content.len() as u64, digest: Digest(Sha256::digest(&content).into()) };
         let has_boot_files = self.loader.has_boot_files();
         let sets = has_boot_files.then(|| boot_set::image(version)).into_iter().collect();
-        let goal = Goal { root, sets, hooks: Vec::new() };
+        let goal = Goal { root, verity: verity_of(version), sets, hooks: Vec::new() };
         let tree = MemoryTree { media: self.boot_files.clone(), power: self.power.clone() };
         let mut set = boot_set::set(tree, machine.target(), version);
         let mut sets: Vec<&mut dyn Disk> = Vec::new();

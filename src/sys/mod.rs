@@ -10,6 +10,7 @@ pub mod clock;
 pub mod command;
 mod console;
 pub mod device;
+pub mod device_mapper;
 pub mod direct;
 pub mod durable;
 pub mod efivar;

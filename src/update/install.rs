@@ -8,10 +8,10 @@
 use sha2::{Digest as _, Sha256};
 
 use super::{JournalStore, Machine};
-use crate::block::{Disk, Verified, digest_of, read_back};
+use crate::block::{Disk, Verified, digest_of, read_back, seal};
 use crate::boot::BootChooser;
 use crate::model::record::{Before, Hook, Outcome, Record, Release, State};
-use crate::model::{BootPlan, Boots, Digest, Slot};
+use crate::model::{BootPlan, Boots, Digest, Slot, Verity};
 use crate::{Error, Result};
 
 /// What a slot, or a set of files, must hold in the end.
@@ -35,6 +35,8 @@ impl Image {
 pub struct Goal {
     /// The root image, for the slot.
     pub root: Image,
+    /// What the slot is sealed with; without, it loses the seal that an earlier image had.
+    pub verity: Option<Verity>,
     /// The sets of files, each for a disk of its own; see [`crate::block::FileSet`].
     pub sets: Vec<Image>,
     /// What the new system runs before it is committed.
@@ -98,6 +100,7 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Unbootable> {
         feed: impl FnOnce(&mut D, &mut [&mut dyn Disk]) -> Result<()>,
     ) -> Result<Install<'m, C, J, Written>> {
         let written = feed(disk, sets)
+            .and_then(|()| seal::write(disk, self.goal.verity.as_ref(), self.goal.root.len_bytes))
             .and_then(|()| disk.flush())
             .and_then(|()| sets.iter_mut().try_for_each(|set| set.flush()));
         self.then(written, |()| Written(()))
@@ -117,9 +120,17 @@ impl<'m, C: BootChooser, J: JournalStore> Install<'m, C, J, Written> {
     ) -> Result<Install<'m, C, J, Verified>> {
         let Image { len_bytes, digest } = self.goal.root;
         let verified = read_back_sets(&self.goal.sets, sets)
+            .and_then(|()| read_back_seal(self.goal.verity, len_bytes, disk))
             .and_then(|()| read_back(disk, self.machine.target(), len_bytes, &digest, progress));
         self.then(verified, |v| v)
     }
+}
+
+fn read_back_seal(expected: Option<Verity>, image_len_bytes: u64, disk: &mut impl Disk) -> Result<()> {
+    if seal::read(disk, image_len_bytes)? != expected {
+        return Err(Error::failed("read back the seal: the medium holds another; it may be worn out"));
+    }
+    Ok(())
 }
 
 fn read_back_sets(images: &[Image], sets: &mut [&mut dyn Disk]) -> Result<()> {

@@ -350,4 +350,24 @@ fn a_state_partition_that_lost_its_label_is_known_by_its_place_on_an_mbr_only() 
     let host = Host::new("root=PARTLABEL=resin-rootA");
     host.plug("sda", &device(512), 512, false);
     assert_eq!(host.find().unwrap().state_without_label(), None, "a GPT has names");
+    assert_eq!(host.find().unwrap().data_without_label(), None, "a GPT has names");
+}
+
+/// Such a device must boot all the same, and e2fsck may find another superblock.
+#[test]
+fn a_data_partition_that_lost_its_label_is_known_by_its_place_on_an_mbr_only() {
+    let find = |image: &Image| {
+        let host = Host::new("root=PARTUUID=1a2b3c4d-02");
+        host.plug("mmcblk0", image, 512, false);
+        let disk = host.find().unwrap();
+        (disk.data_without_label().map(|p| (p.number, p.label)), disk.partition("resin-data").is_some())
+    };
+    assert_eq!(find(&mbr()), (None, true), "its label is there");
+    let mut lost = mbr();
+    lost.sectors.retain(|at, _| *at < 28 * 2048);
+    assert_eq!(find(&lost), (Some((6, "resin-data".into())), false));
+    // Something else lives there, or state is not known: no guess.
+    assert_eq!(find(&with_ext4(&lost, 28, "other")).0, None);
+    lost.sectors.retain(|at, _| *at < 20 * 2048);
+    assert_eq!(find(&lost).0, None);
 }

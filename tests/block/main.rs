@@ -11,3 +11,4 @@ mod layouts;
 mod mbr;
 mod superblock;
 mod tools;
+mod verity;

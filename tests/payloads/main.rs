@@ -9,6 +9,7 @@ mod boot_files;
 mod bundle;
 mod format;
 mod hooks;
+mod seal;
 #[path = "../transfer/server.rs"]
 #[allow(dead_code)]
 mod server;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use lexopt::prelude::*;
 
 use super::Percent;
+use crate::block::{FileDisk, HashTree};
 use crate::bundle::Signature;
 use crate::bundle::delta_pack;
 use crate::bundle::pack::{self, Recipe};
@@ -13,8 +14,8 @@ use crate::bundle::sign::{self, Signer};
 use crate::cli::{Context, usage};
 use crate::model::device::{DeviceType, arch};
 use crate::model::manifest::Provides;
-use crate::model::{Manifest, PayloadKind, Version};
-use crate::{Error, Result, sys};
+use crate::model::{Digest, Manifest, PayloadKind, Verity, Version};
+use crate::{Doing, Error, Result, sys};
 
 const PASSWORD_LIMIT_BYTES: u64 = 4096;
 /// Seconds that a hook may take if nothing else was said.
@@ -61,6 +62,12 @@ pub(super) fn create(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let asked = parse_creation(parser)?;
     // Before the work, not after it: a wrong password shows at once.
     let signers = asked.signers.load()?;
+    if let Some(verity) = &asked.recipe.verity {
+        let mut image = FileDisk::open_read_only(&asked.image)?;
+        HashTree::read(&mut image, verity)
+            .and_then(|tree| tree.check(&mut image))
+            .doing(|| format!("image {}", asked.image.display()))?;
+    }
     let mut shown = Percent::default();
     let made = pack::create(
         &asked.image,
@@ -105,6 +112,7 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
     let mut provides = Provides::default();
     let (mut arch_name, mut release, mut level) = (arch().to_owned(), 0, 19);
     let mut prefix_kib = 4096_u32;
+    let (mut root_hash, mut hash_offset): (Option<Digest>, Option<u64>) = (None, None);
     let (mut boot_files, mut hooks, mut deadline_s) = (Vec::new(), Vec::new(), HOOK_DEADLINE_S);
     while let Some(arg) = parser.next().map_err(&wrong)? {
         let known = match arg {
@@ -130,6 +138,8 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
             "level" => level = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
             "prefix-size" => prefix_kib = parser.value().and_then(|v| v.parse()).map_err(&wrong)?,
             "provides" => provide(&mut provides, &parser.value().and_then(|v| v.string()).map_err(&wrong)?)?,
+            "verity-root" => root_hash = Some(parser.value().and_then(|v| v.parse()).map_err(&wrong)?),
+            "verity-offset" => hash_offset = Some(parser.value().and_then(|v| v.parse()).map_err(&wrong)?),
             "boot-dir" => boot_files.extend(pack_files::of_directory(&path()?)?),
             "boot-file" => boot_files.push(named_file(&mut parser, None)?),
             "hook" => hooks.push(named_file(&mut parser, Some(deadline_s))?),
@@ -155,8 +165,16 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
             "bundle create: --disk takes no boot files and no hooks: they are in the image",
         ));
     }
+    let verity = match (root_hash, hash_offset, kind) {
+        (None, None, _) => None,
+        (Some(root_hash), Some(hash_offset), PayloadKind::RootSlot) => {
+            Some(Verity { root_hash, hash_offset })
+        }
+        _ => return Err(missing("--verity-root, --verity-offset and --image together: each")),
+    };
     let recipe = Recipe {
         kind,
+        verity,
         compatible,
         arch: arch_name,
         version,
