@@ -3,19 +3,27 @@
 //! Started by `qemu/run`, which installs and builds what it needs; `qemu/help.txt` says how it is used.
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
 
+mod block_log;
 mod boards;
 mod boot_partition;
 mod boot_rom;
 mod bootloader;
 mod cloud;
+mod cuts;
 mod demo;
 mod device;
 mod disk;
+mod fat;
 mod hardware;
 mod images;
+mod jury;
 mod layout;
 mod machine;
 mod power_cut;
+mod recorder;
+mod recording;
+mod replay;
+mod rules;
 mod shell;
 mod supervisor_image;
 mod switch;
@@ -27,6 +35,7 @@ use std::process::ExitCode;
 
 use boards::Board;
 use images::Lab;
+use recording::Writer;
 
 /// What a scenario ends with if it fails: one sentence for people.
 pub type Outcome<T = ()> = Result<T, String>;
@@ -44,6 +53,8 @@ enum Command {
         cuts: usize,
     },
     TruthTable,
+    /// Power cuts in the writes to boot partitions.
+    BlockLog(Vec<Writer>),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +82,7 @@ fn main() -> ExitCode {
         Command::DemoAll => table::play_all(),
         Command::Shell(board) => Lab::open(board).and_then(|lab| shell::open(&lab)),
         Command::PowerCut { cuts } => nuc().and_then(Lab::open).and_then(|lab| power_cut::sweep(&lab, cuts)),
+        Command::BlockLog(writers) => images::work("block-log").and_then(|work| cuts::sweep(&work, &writers)),
         Command::TruthTable => nuc().and_then(Lab::open).and_then(|lab| truth_table::compare(&lab)),
     };
     match outcome {
@@ -103,6 +115,7 @@ fn needs(command: &Command) -> Vec<&'static str> {
         Command::Demo(board) | Command::Shell(board) => board.needs().to_vec(),
         Command::DemoAll => boards::ALL.iter().flat_map(Board::needs).collect(),
         Command::PowerCut { .. } | Command::TruthTable => boards::ALL[0].needs().to_vec(),
+        Command::BlockLog(_) => vec!["grub", "recorder", "systemd-boot", "u-boot"],
     };
     needs.sort_unstable();
     needs.dedup();
@@ -117,6 +130,7 @@ fn parse(args: &[String]) -> Outcome<Command> {
         Some("shell") => Command::Shell(nuc()?),
         Some("power-cut") => Command::PowerCut { cuts: 20 },
         Some("truth-table") => Command::TruthTable,
+        Some("block-log") => Command::BlockLog(Vec::new()),
         other => return Err(format!("no command {:?}", other.unwrap_or(""))),
     };
     while let Some(word) = words.next() {
@@ -125,6 +139,10 @@ fn parse(args: &[String]) -> Outcome<Command> {
             ("--cuts", Command::PowerCut { cuts }) => {
                 let number = words.next().and_then(|n| n.parse().ok()).filter(|n| (1..=1000).contains(n));
                 *cuts = number.ok_or("--cuts needs a number from 1 to 1000")?;
+            }
+            (name, Command::BlockLog(writers)) if !name.starts_with('-') => {
+                let names = || Writer::ALL.map(|w| w.name()).join(", ");
+                writers.push(Writer::find(name).ok_or_else(|| format!("no {name:?}; there are: {}", names()))?);
             }
             ("all", Command::Demo(_)) => command = Command::DemoAll,
             (name, Command::Shell(chosen)) if !name.starts_with('-') => {
@@ -135,6 +153,11 @@ fn parse(args: &[String]) -> Outcome<Command> {
             (name, Command::Demo(chosen)) if !name.starts_with('-') => *chosen = board(name)?,
             (other, _) => return Err(format!("{other:?} is not expected here")),
         }
+    }
+    if let Command::BlockLog(writers) = &mut command
+        && writers.is_empty()
+    {
+        writers.extend(Writer::ALL);
     }
     Ok(command)
 }
