@@ -5,13 +5,13 @@
 //! `rules`; each boot partition that is different from the others is then shown to mtools, to the real bootloader, and to a kernel
 //! with twinhull, which must be able to go on from there.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 
 use crate::block_log::{Event, SECTOR_BYTES, Sector};
 use crate::boards::Board;
 use crate::fat::{self, Tree};
-use crate::jury::{self, CASE_MIB, Case, CaseDisk, MOST};
+use crate::jury::{self, Case, CaseDisk, MOST};
 use crate::recorder::{self, Recording};
 use crate::recording::{Action, MARK, STEPS, Step, Writer};
 use crate::replay::{Replay, State};
@@ -35,6 +35,8 @@ struct Found {
     /// Those in which the plan is still the old one, and in which it is the new one.
     old: usize,
     new: usize,
+    /// Those in which it is the old one, though the step had ended.
+    late: usize,
     /// Those in which it is neither, and the moments at which there is such a one.
     neither: usize,
     moments_with_neither: usize,
@@ -145,14 +147,15 @@ fn replay_all(writer: Writer, base: &[u8], entries: &[Entry], replay: &mut Repla
     let untouched = untouched(writer, &tree_of(base, &State::new(), replay)?);
     let mut known: HashMap<State, Outcome<Decision>> = HashMap::new();
     let (mut before, mut after) = (FIRST, FIRST);
-    let mut begun = false;
+    let (mut begun, mut ended) = (false, false);
     for entry in entries {
         match entry {
             Entry::Begin(n) => {
-                begun = true;
+                (begun, ended) = (true, false);
+                before = after;
                 after = STEPS[*n];
             }
-            Entry::End(_) => before = after,
+            Entry::End(_) => ended = true,
             Entry::AllEnd => break,
             Entry::Event(event) => {
                 replay.apply(event);
@@ -174,12 +177,15 @@ fn replay_all(writer: Writer, base: &[u8], entries: &[Entry], replay: &mut Repla
                     });
                     match decision {
                         Ok(decision) if *decision == plans[1] => found.new += 1,
-                        Ok(decision) if *decision == plans[0] => found.old += 1,
+                        Ok(decision) if *decision == plans[0] && !ended => found.old += 1,
+                        // A tool that does not flush promises nothing.
+                        Ok(decision) if *decision == plans[0] && !is_twinhull(writer) => found.late += 1,
                         other => {
                             neither += 1;
                             if found.examples.len() < SHOWN {
                                 let what = other.as_ref().map_or_else(Clone::clone, ToString::to_string);
-                                found.examples.push(format!("from {before:?} to {after:?}: {what}"));
+                                let when = if ended { "after" } else { "in" };
+                                found.examples.push(format!("{when} {after}, before it {before}: {what}"));
                             }
                         }
                     }
@@ -202,8 +208,8 @@ impl Found {
             format!("{} unbootable", self.neither)
         } else {
             format!(
-                "FAILS in {} of {} variants, at {} of {} points",
-                self.neither, self.variants, self.moments_with_neither, self.moments
+                "FAILS in {} of {} variants, at {} of {} points; not on the disk yet when it had ended: {}",
+                self.neither, self.variants, self.moments_with_neither, self.moments, self.late
             )
         };
         format!(

@@ -1,7 +1,7 @@
 //! A reader of FAT, independent of the kernel's, of the bootloaders' and of mtools: what a boot partition holds, from its sectors.
 //!
-//! It is strict where a bootloader may be lenient: a chain of clusters that is too short, crosses itself or leaves the medium is
-//! an error. Source: Microsoft, "FAT: General Overview of On-Disk Format", 1.03; checked against mtools.
+//! It is strict where a bootloader may be lenient: a file whose chain of clusters is too short, goes round or leaves the medium is
+//! as good as not there. Source: Microsoft, "FAT: General Overview of On-Disk Format", 1.03; checked against mtools.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,10 @@ const LONG_NAME: u8 = 0x0f;
 /// All files by their paths, without a leading slash.
 pub type Tree = BTreeMap<String, Vec<u8>>;
 
-/// Reads all files. `sector` gives the content of a sector of the partition.
+/// Reads all files that can be read whole. `sector` gives the content of a sector of the partition.
 ///
 /// # Errors
-/// If it is no FAT, or what a file or directory should consist of cannot be had.
+/// If it is no FAT, a directory cannot be read, or a name stands twice in it.
 pub fn read(sector: &dyn Fn(u64) -> Sector) -> Outcome<Tree> {
     let fat = Fat::open(sector)?;
     let mut tree = Tree::new();
@@ -154,13 +154,11 @@ impl<'a> Fat<'a> {
                 self.collect(&full, &inside, depth + 1, tree)?;
                 continue;
             }
-            let mut content = match length {
-                0 => Vec::new(),
-                _ => self.chain(first).map_err(|e| format!("{full}: {e}"))?,
+            let chain = if length == 0 { Ok(Vec::new()) } else { self.chain(first) };
+            let Ok(mut content) = chain.map_err(drop).and_then(|c| if c.len() < length { Err(()) } else { Ok(c) })
+            else {
+                continue;
             };
-            if content.len() < length {
-                return Err(format!("{full}: {length} bytes long, its clusters hold {}", content.len()));
-            }
             content.truncate(length);
             if tree.insert(full.clone(), content).is_some() {
                 return Err(format!("{full}: stands there twice"));
@@ -239,10 +237,24 @@ mod tests {
             let names: Vec<&str> = tree.keys().map(String::as_str).collect();
             assert_eq!(names, ["loader/entries/twinhull-b+2-1.conf", "short.txt"], "FAT{kind}");
             assert!(tree.values().all(|content| *content == CONTENT.repeat(100)));
-            // Without its tables, every chain ends in nothing.
+            // Without its tables, no chain has an end.
             let first = u64::from(u16::from_le_bytes([raw[14], raw[15]]));
             let torn = |n: u64| if n == first { [0; 512] } else { sector(n) };
-            assert!(read(&torn).is_err(), "FAT{kind}");
+            assert!(read(&torn).is_err(), "FAT{kind}: a directory");
+            // The end of the second file's first cluster leads nowhere.
+            let width = if kind == "16" { 2 } else { 4 };
+            let entry = (2..128).map(|c| c * width).rfind(|at| {
+                let value = &raw[usize::from(raw[14]) * 512 + at..][..width];
+                value.iter().any(|b| *b != 0)
+            });
+            let cut = |n: u64| {
+                let mut sector = sector(n);
+                if n == first {
+                    sector[entry.unwrap()..][..width].fill(0);
+                }
+                sector
+            };
+            assert_eq!(read(&cut).unwrap().len(), 1, "FAT{kind}: a file");
         }
     }
 }

@@ -12,6 +12,7 @@ pub const STEPS: [Step; 7] = [
 ];
 
 /// The tries of each trial.
+#[allow(dead_code)] // of the guest alone
 pub const TRIES: u8 = 3;
 
 /// How a mark in the log begins; a mark is a write to a partition of its own.
@@ -27,6 +28,17 @@ pub struct Step {
     pub action: Action,
     /// To which slot.
     pub slot: char,
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let action = match self.action {
+            Action::Arm => "arm",
+            Action::Commit => "commit",
+            Action::Disarm => "disarm",
+        };
+        write!(f, "{action} {}", self.slot)
+    }
 }
 
 /// A change of the boot plan.
