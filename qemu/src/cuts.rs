@@ -290,7 +290,7 @@ fn judge(work: &Path, writer: Writer, base: &[u8], replay: &Replay, found: &Foun
             with_loader += cases.len();
         }
         let list: Vec<(usize, Writer)> = (0..cases.len()).map(|n| (CaseDisk::partition(n), writer)).collect();
-        let console = recorder::recover(work, &for_twinhull.file, &list)?;
+        let console = recorder::look(work, &for_twinhull.file, "recover", &list)?;
         for (n, decision) in decisions.iter().enumerate() {
             goes_on(&console, n, writer, decision)?;
         }
@@ -327,8 +327,7 @@ fn check_with_mtools(
 
 /// What the guest said of a case must be the same plan, and that it goes on.
 fn goes_on(console: &str, case: usize, writer: Writer, decision: &Outcome<Decision>) -> Outcome {
-    let device = format!("lab: /dev/nvme0n1p{} ", CaseDisk::partition(case));
-    let said = console.split_once(&device).and_then(|(_, rest)| rest.lines().next());
+    let said = recorder::line_about(console, CaseDisk::partition(case));
     let said = said.ok_or_else(|| format!("the guest did not come to state {case}"))?;
     let decision = decision.as_ref().map_err(|e| format!("state {case}: {e}"))?;
     let other = if decision.slot == 'A' { 'B' } else { 'A' };
@@ -404,21 +403,8 @@ impl Loader {
                     jury::line_of(case)
                 )
             }),
-            Self::SystemdBoot => jury::grub_driver(directory, cases, |case| {
-                format!(
-                    "echo \"{}begins.\"\nchainloader \"${{case}}/EFI/BOOT/BOOTX64.EFI\"\nboot\n",
-                    jury::line_of(case)
-                )
-            }),
-            Self::Uboot => jury::uboot_driver(directory, cases, |case| {
-                format!(
-                    "setenv devtype virtio; setenv devnum 0; setenv distro_bootpart ${{case}}; setenv part none\n\
-                     setenv twinhull_decide_only 1; setenv envaddr ${{ramdisk_addr_r}}\n\
-                     fatload virtio 0:${{case}} ${{kernel_addr_r}} boot.scr && source ${{kernel_addr_r}}\n\
-                     echo \"{}part=${{part}}.\"\n",
-                    jury::line_of(case)
-                )
-            }),
+            Self::SystemdBoot => jury::grub_driver(directory, cases, jury::systemd_boot_case),
+            Self::Uboot => jury::uboot_driver(directory, cases, jury::uboot_text_case),
             Self::UbootEnv => jury::uboot_driver(directory, cases, |case| {
                 format!(
                     "setenv resin_root_part; setenv upgrade_available; setenv bootcount; setenv os_bc_lim; setenv part none\n\
@@ -481,11 +467,7 @@ impl Loader {
                 Ok(Decision { slot, counted: Some(saved.to_owned()).filter(|n| n != "0"), asked: None })
             }
             Self::SystemdBoot => {
-                let options = console
-                    .split_once(&jury::line_of(case))
-                    .and_then(|(_, rest)| rest.split("lab: ").next()?.split_once("lab-slot="))
-                    .and_then(|(_, slot)| slot.chars().next());
-                let slot = options.ok_or("it started nothing")?;
+                let slot = jury::started_slot(console, case).ok_or("it started nothing")?;
                 let tree = disk.tree(case)?;
                 let name = |path: &String| path.strip_prefix("loader/entries/").map(str::to_owned);
                 let counted = tree.keys().filter_map(name).find(|n| n.ends_with("+2-1.conf"));

@@ -99,10 +99,25 @@ impl CaseDisk {
 
     /// A file of a case, as mtools reads it.
     pub fn mtools_read(&self, case: usize, path: &str) -> Outcome<Vec<u8>> {
-        let name = format!("{}@@{}", self.file.display(), self.start(case));
-        let output = mtools("mcopy").args(["-i", &name, &format!("::{path}"), "-"]).output();
+        let output = mtools("mcopy").args(["-i", &self.mtools_name(case), &format!("::{path}"), "-"]).output();
         let output = output.map_err(|e| format!("mcopy: {e}"))?;
         if output.status.success() { Ok(output.stdout) } else { Err(format!("mtools cannot read {path}")) }
+    }
+
+    /// Writes a file of a case.
+    pub fn put(&self, case: usize, path: &str, content: &[u8]) -> Outcome {
+        let file = self.file.with_extension("put");
+        std::fs::write(&file, content).map_err(|e| format!("{}: {e}", file.display()))?;
+        run(mtools("mcopy").args(["-o", "-i", &self.mtools_name(case)]).arg(file).arg(format!("::{path}"))).map(drop)
+    }
+
+    /// Removes a file of a case.
+    pub fn remove(&self, case: usize, path: &str) -> Outcome {
+        run(mtools("mdel").args(["-i", &self.mtools_name(case), &format!("::{path}")])).map(drop)
+    }
+
+    fn mtools_name(&self, case: usize) -> String {
+        format!("{}@@{}", self.file.display(), self.start(case))
     }
 
     /// Boots a board from the disk until its driver is through; what the console says.
@@ -171,6 +186,28 @@ pub fn said<'a>(console: &'a str, case: usize, key: &str) -> Option<&'a str> {
     let line = console.split_once(&line_of(case))?.1.lines().next()?;
     let word = line.split_once(&format!("{key}="))?.1;
     word.split_once('.').map(|(word, _)| word)
+}
+
+/// U-Boot's driver for a case with `boot/uboot/boot.cmd`, run for its decision alone.
+pub fn uboot_text_case(case: usize) -> String {
+    format!(
+        "setenv devtype virtio; setenv devnum 0; setenv distro_bootpart ${{case}}; setenv part none\n\
+         setenv twinhull_decide_only 1; setenv envaddr ${{ramdisk_addr_r}}\n\
+         fatload virtio 0:${{case}} ${{kernel_addr_r}} boot.scr && source ${{kernel_addr_r}}\n\
+         echo \"{}part=${{part}}.\"\n",
+        line_of(case)
+    )
+}
+
+/// GRUB's driver for a case with systemd-boot, which gives up when what it starts has ended.
+pub fn systemd_boot_case(case: usize) -> String {
+    format!("echo \"{}begins.\"\nchainloader \"${{case}}/EFI/BOOT/BOOTX64.EFI\"\nboot\n", line_of(case))
+}
+
+/// The slot that systemd-boot has started in a case: what it started says with which options.
+pub fn started_slot(console: &str, case: usize) -> Option<char> {
+    let (_, rest) = console.split_once(&line_of(case))?;
+    rest.split("lab: ").next()?.split_once("lab-slot=")?.1.chars().next()
 }
 
 /// GRUB on the driver's partition; `each` is the script for a case, whose partition is `$case`.

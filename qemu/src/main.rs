@@ -28,6 +28,7 @@ mod shell;
 mod supervisor_image;
 mod switch;
 mod table;
+mod tables;
 mod timeline;
 mod truth_table;
 
@@ -36,6 +37,7 @@ use std::process::ExitCode;
 use boards::Board;
 use images::Lab;
 use recording::Writer;
+use tables::Table;
 
 /// What a scenario ends with if it fails: one sentence for people.
 pub type Outcome<T = ()> = Result<T, String>;
@@ -52,7 +54,7 @@ enum Command {
     PowerCut {
         cuts: usize,
     },
-    TruthTable,
+    TruthTable(Vec<Table>),
     /// Power cuts in the writes to boot partitions.
     BlockLog(Vec<Writer>),
 }
@@ -83,7 +85,7 @@ fn main() -> ExitCode {
         Command::Shell(board) => Lab::open(board).and_then(|lab| shell::open(&lab)),
         Command::PowerCut { cuts } => nuc().and_then(Lab::open).and_then(|lab| power_cut::sweep(&lab, cuts)),
         Command::BlockLog(writers) => images::work("block-log").and_then(|work| cuts::sweep(&work, &writers)),
-        Command::TruthTable => nuc().and_then(Lab::open).and_then(|lab| truth_table::compare(&lab)),
+        Command::TruthTable(tables) => tables::compare(&tables),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -114,7 +116,8 @@ fn needs(command: &Command) -> Vec<&'static str> {
         Command::List => Vec::new(),
         Command::Demo(board) | Command::Shell(board) => board.needs().to_vec(),
         Command::DemoAll => boards::ALL.iter().flat_map(Board::needs).collect(),
-        Command::PowerCut { .. } | Command::TruthTable => boards::ALL[0].needs().to_vec(),
+        Command::PowerCut { .. } => boards::ALL[0].needs().to_vec(),
+        Command::TruthTable(tables) => tables.iter().flat_map(|t| t.needs()).copied().collect(),
         Command::BlockLog(_) => vec!["grub", "recorder", "systemd-boot", "u-boot"],
     };
     needs.sort_unstable();
@@ -129,7 +132,7 @@ fn parse(args: &[String]) -> Outcome<Command> {
         Some("demo") => Command::Demo(nuc()?),
         Some("shell") => Command::Shell(nuc()?),
         Some("power-cut") => Command::PowerCut { cuts: 20 },
-        Some("truth-table") => Command::TruthTable,
+        Some("truth-table") => Command::TruthTable(Vec::new()),
         Some("block-log") => Command::BlockLog(Vec::new()),
         other => return Err(format!("no command {:?}", other.unwrap_or(""))),
     };
@@ -144,6 +147,10 @@ fn parse(args: &[String]) -> Outcome<Command> {
                 let names = || Writer::ALL.map(|w| w.name()).join(", ");
                 writers.push(Writer::find(name).ok_or_else(|| format!("no {name:?}; there are: {}", names()))?);
             }
+            (name, Command::TruthTable(tables)) if !name.starts_with('-') => {
+                let names = || Table::ALL.map(Table::name).join(", ");
+                tables.push(Table::find(name).ok_or_else(|| format!("no {name:?}; there are: {}", names()))?);
+            }
             ("all", Command::Demo(_)) => command = Command::DemoAll,
             (name, Command::Shell(chosen)) if !name.starts_with('-') => {
                 *chosen = Some(board(name)?)
@@ -154,10 +161,10 @@ fn parse(args: &[String]) -> Outcome<Command> {
             (other, _) => return Err(format!("{other:?} is not expected here")),
         }
     }
-    if let Command::BlockLog(writers) = &mut command
-        && writers.is_empty()
-    {
-        writers.extend(Writer::ALL);
+    match &mut command {
+        Command::BlockLog(writers) if writers.is_empty() => writers.extend(Writer::ALL),
+        Command::TruthTable(tables) if tables.is_empty() => tables.extend(Table::ALL),
+        _ => {}
     }
     Ok(command)
 }
@@ -175,6 +182,8 @@ mod tests {
         assert!(matches!(parsed("demo --keep"), Ok(Command::Demo(b)) if b.name == NUC));
         assert!(matches!(parsed("demo nuc-sdboot"), Ok(Command::Demo(b)) if b.name == "nuc-sdboot"));
         assert!(matches!(parsed("demo all"), Ok(Command::DemoAll)));
+        assert!(matches!(parsed("truth-table"), Ok(Command::TruthTable(t)) if t == Table::ALL));
+        assert!(matches!(parsed("block-log grub"), Ok(Command::BlockLog(w)) if w == [Writer::Grub]));
         assert!(matches!(parsed("power-cut --cuts 3"), Ok(Command::PowerCut { cuts: 3 })));
         for wrong in [
             "demo pdp11",
@@ -182,6 +191,8 @@ mod tests {
             "power-cut --cuts 0",
             "list nuc",
             "shell --fast",
+            "block-log lilo",
+            "truth-table lilo",
             "shell jetson-tx2",
             "",
         ] {

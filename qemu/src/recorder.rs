@@ -67,16 +67,22 @@ pub fn record(work: &Path, writers: &[Writer]) -> Outcome<Recording> {
     Ok(Recording { bases, events: block_log::parse(&raw)? })
 }
 
-/// Lets the guest's kernel and twinhull go on with the boot partitions of a disk, each `(partition, writer)`; what the console
-/// says of that.
-pub fn recover(work: &Path, disk: &Path, list: &[(usize, Writer)]) -> Outcome<String> {
+/// Lets the guest's kernel and twinhull look at boot partitions of a disk, each `(partition, writer)`; what the console says of
+/// that. `what` is `recover` or `choose` (`qemu/src/bin/lab-recorder.rs`).
+pub fn look(work: &Path, disk: &Path, what: &str, list: &[(usize, Writer)]) -> Outcome<String> {
     let line = |(number, writer): &(usize, Writer)| format!("/dev/nvme0n1p{number} {}\n", writer.name());
     let plan: String = list.iter().map(line).collect();
     let block = [
         format!("driver=file,filename={},node-name=f0", disk.display()),
         "driver=raw,file=f0,node-name=d0".to_owned(),
     ];
-    guest(work, "recover", &plan, &block)
+    guest(work, what, &plan, &block)
+}
+
+/// What the guest said about a partition.
+pub fn line_about(console: &str, partition: usize) -> Option<&str> {
+    let (_, rest) = console.split_once(&format!("lab: /dev/nvme0n1p{partition} "))?;
+    rest.lines().next()
 }
 
 /// Runs the guest to its end, with its disk as node `d0`.
@@ -150,18 +156,15 @@ pub fn boot_partition(work: &Path, writer: Writer) -> Outcome<Vec<u8>> {
         }
         Writer::UbootEnv | Writer::FwSetenv => {
             boot_script(&files, "boot/uboot-env/boot.cmd")?;
-            environment(&files.place(ENVIRONMENT_FILES[0])?, ENVIRONMENT_BYTES, false)?;
+            files.write(ENVIRONMENT_FILES[0], environment_of(work, SETTLED, ENVIRONMENT_BYTES, false)?)?;
         }
         Writer::UbootEnvRedundant | Writer::FwSetenvRedundant => {
             for file in ENVIRONMENT_FILES {
-                environment(&files.place(file)?, ENVIRONMENT_BYTES, true)?;
+                files.write(file, environment_of(work, SETTLED, ENVIRONMENT_BYTES, true)?)?;
             }
         }
         Writer::Initramfs => {
-            let copy = work.join("initramfs.copy");
-            environment(&copy, 512, true)?;
-            let copy = fs::read(&copy).map_err(|e| format!("{}: {e}", copy.display()))?;
-            files.write("initramfs.env", copy.repeat(2))?;
+            files.write("initramfs.env", environment_of(work, SETTLED, 512, true)?.repeat(2))?;
         }
         Writer::SystemdBoot => {
             files.copy("EFI/BOOT/BOOTX64.EFI", "/usr/lib/systemd/boot/efi/systemd-bootx64.efi")?;
@@ -206,16 +209,18 @@ fn block(path: &Path, variables: &[&str]) -> Outcome {
     run(Command::new("grub-editenv").arg(path).arg("set").args(variables)).map(drop)
 }
 
-fn environment(path: &Path, bytes: usize, redundant: bool) -> Outcome {
-    let text = path.with_extension("txt-of-environment");
-    fs::write(&text, "bootdelay=0\nresin_root_part=2\nupgrade_available=0\nbootcount=0\nos_bc_lim=3\n")
-        .map_err(|e| format!("{}: {e}", text.display()))?;
+const SETTLED: &str = "bootdelay=0\nresin_root_part=2\nupgrade_available=0\nbootcount=0\nos_bc_lim=3\n";
+
+/// A copy of an environment with these variables, made by U-Boot's own tool.
+pub fn environment_of(work: &Path, text: &str, bytes: usize, redundant: bool) -> Outcome<Vec<u8>> {
+    let (source, copy) = (work.join("environment.txt"), work.join("environment.copy"));
+    fs::write(&source, text).map_err(|e| format!("{}: {e}", source.display()))?;
     let mut make = Command::new("mkenvimage");
     if redundant {
         make.arg("-r");
     }
-    run(make.args(["-s", &bytes.to_string(), "-o"]).arg(path).arg(&text))?;
-    fs::remove_file(&text).map_err(|e| format!("{}: {e}", text.display()))
+    run(make.args(["-s", &bytes.to_string(), "-o"]).arg(&copy).arg(&source))?;
+    fs::read(&copy).map_err(|e| format!("{}: {e}", copy.display()))
 }
 
 fn boot_script(files: &Files, source: &str) -> Outcome {

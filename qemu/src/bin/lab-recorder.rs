@@ -2,7 +2,8 @@
 //!
 //! `/plan` has a line for each boot partition: its device, and who writes to it (`recording::Writer`). Each step is framed by
 //! marks, which are writes to a partition of their own, so that they stand in the log among the others. A second plan,
-//! `/recover`, lists partitions that a power cut has left: there, what the next boot would do must succeed.
+//! `/recover`, lists partitions that a power cut has left: there, what the next boot would do must succeed. A third, `/choose`,
+//! lists partitions with a counter of PID 1's own.
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
 
 #[path = "../recording.rs"]
@@ -78,7 +79,28 @@ fn run() -> Outcome {
             }
         }
     }
+    if Path::new("/choose").exists() {
+        for line in fs::read_to_string("/choose")?.lines() {
+            let (device, _) = parse(line)?;
+            match choose(device) {
+                Ok(said) => println!("lab: {device} boots {said}"),
+                Err(e) => println!("lab: {device} cannot be looked at: {e}"),
+            }
+        }
+    }
     Ok(())
+}
+
+/// What PID 1 does without a bootloader that counts; `root=` if it goes by the kernel's command line.
+fn choose(device: &str) -> Outcome<String> {
+    let _mounted = mount(device)?;
+    let mut counter = initramfs::open(Path::new(AT), PARTITIONS);
+    let (slot, problem) = initramfs::choose(&mut counter, Slot::A);
+    if problem.is_none() {
+        return Ok(slot.to_string());
+    }
+    let (other, _) = initramfs::choose(&mut counter, Slot::B);
+    Ok(if other == slot { slot.to_string() } else { "root=".into() })
 }
 
 fn parse(line: &str) -> Outcome<(&str, Writer)> {
