@@ -43,7 +43,8 @@ pub const fn place(writer: Writer) -> &'static str {
 
 /// Whether a file may change while a writer works.
 pub fn is_written(writer: Writer, path: &str) -> bool {
-    let name = path.strip_suffix(".new").unwrap_or(path);
+    // `NAME.new0` and so on: what it is before it has its name.
+    let name = path.split_once(".new").map_or(path, |(name, _)| name);
     match writer {
         Writer::SystemdBoot => name.starts_with("loader/entries/twinhull-") && name.ends_with(".conf"),
         Writer::UbootText => name == place(writer) || name == "bootcount.env",

@@ -225,8 +225,8 @@ fn real(table: Table, rows: &[Row]) -> Outcome<Vec<Outcome<Seen>>> {
 
 /// A variable's value in a row; `None` if it is not there.
 fn values(row: &Row) -> impl Iterator<Item = (&'static str, &str)> {
-    let present = |(name, value): (&'static str, &'_ String)| (value != "absent").then_some((name, value.as_str()));
-    VARIABLES.into_iter().zip(&row.before).filter_map(move |(n, v)| present((n, v)).map(|_| (n, v.as_str())))
+    let all = VARIABLES.into_iter().zip(row.before.iter().map(String::as_str));
+    all.filter(|(_, value)| *value != "absent")
 }
 
 fn slot(part: &str) -> Outcome<String> {

@@ -117,7 +117,7 @@ impl Store for Directory {
     }
 
     fn create(&mut self, name: &str, content: &[u8]) -> Result<()> {
-        sys::durable::replace(&self.path(name), content, 0o644)
+        sys::durable::create_on_fat(&self.path(name), content, 0o644)
     }
 
     fn remove(&mut self, name: &str) -> Result<()> {
