@@ -48,7 +48,9 @@ pub fn parse(log: &[u8]) -> Outcome<Vec<Event>> {
     for _ in 0..number(16)? {
         let [sector, count, flags] = [number(at)?, number(at + 8)?, number(at + 16)?];
         if flags & DISCARD != 0 {
-            return Err(format!("a discard of {count} sectors from {sector} on, which nobody should ask for"));
+            return Err(format!(
+                "a discard of {count} sectors from {sector} on, which nobody should ask for"
+            ));
         }
         at += SECTOR_BYTES;
         if flags & FLUSH != 0 {

@@ -248,7 +248,13 @@ fn untouched(writer: Writer, tree: &Tree) -> Tree {
     others.map(|(path, content)| (path.clone(), content.clone())).collect()
 }
 
-fn judge_state(writer: Writer, base: &[u8], state: &State, replay: &Replay, others: &Tree) -> Outcome<Decision> {
+fn judge_state(
+    writer: Writer,
+    base: &[u8],
+    state: &State,
+    replay: &Replay,
+    others: &Tree,
+) -> Outcome<Decision> {
     let tree = tree_of(base, state, replay)?;
     if untouched(writer, &tree) != *others {
         return Err("another file has changed".into());
@@ -453,7 +459,8 @@ impl Loader {
             Self::GrubReadsBootenv => {
                 let values: Vec<&str> = said("values")?.split(' ').collect();
                 let [root, upgrade, count] = values.as_slice() else { return Err(values.join(" ")) };
-                let text = format!("resin_root_part={root}\nupgrade_available={upgrade}\nbootcount={count}\n");
+                let text =
+                    format!("resin_root_part={root}\nupgrade_available={upgrade}\nbootcount={count}\n");
                 let mut block = format!("# GRUB Environment Block\n{text}").into_bytes();
                 block.resize(1024, b'#');
                 rules::decide(Writer::Bootenv, &Tree::from([("bootenv".to_owned(), block)]))

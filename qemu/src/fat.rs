@@ -81,7 +81,9 @@ impl<'a> Fat<'a> {
     fn root(&self) -> Outcome<Vec<u8>> {
         match self.root_cluster {
             Some(cluster) => self.chain(cluster),
-            None => Ok((0..self.fixed_root_sectors).flat_map(|n| (self.sector)(self.fixed_root + n)).collect()),
+            None => {
+                Ok((0..self.fixed_root_sectors).flat_map(|n| (self.sector)(self.fixed_root + n)).collect())
+            }
         }
     }
 
@@ -155,7 +157,8 @@ impl<'a> Fat<'a> {
                 continue;
             }
             let chain = if length == 0 { Ok(Vec::new()) } else { self.chain(first) };
-            let Ok(mut content) = chain.map_err(drop).and_then(|c| if c.len() < length { Err(()) } else { Ok(c) })
+            let Ok(mut content) =
+                chain.map_err(drop).and_then(|c| if c.len() < length { Err(()) } else { Ok(c) })
             else {
                 continue;
             };

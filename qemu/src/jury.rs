@@ -60,7 +60,10 @@ impl CaseDisk {
         }
         let table = disk.file.with_extension("sfdisk");
         std::fs::write(&table, script).map_err(problem)?;
-        run(Command::new("sh").args(["-c", "sfdisk --quiet \"$1\" <\"$2\"", "sh"]).arg(&disk.file).arg(table))?;
+        run(Command::new("sh")
+            .args(["-c", "sfdisk --quiet \"$1\" <\"$2\"", "sh"])
+            .arg(&disk.file)
+            .arg(table))?;
         let part = disk.file.with_extension("driver");
         make_fat(&part, "32", 1, DRIVER_MIB, driver)?;
         let raw = std::fs::read(&part).map_err(problem)?;
@@ -99,7 +102,8 @@ impl CaseDisk {
 
     /// A file of a case, as mtools reads it.
     pub fn mtools_read(&self, case: usize, path: &str) -> Outcome<Vec<u8>> {
-        let output = mtools("mcopy").args(["-i", &self.mtools_name(case), &format!("::{path}"), "-"]).output();
+        let output =
+            mtools("mcopy").args(["-i", &self.mtools_name(case), &format!("::{path}"), "-"]).output();
         let output = output.map_err(|e| format!("mcopy: {e}"))?;
         if output.status.success() { Ok(output.stdout) } else { Err(format!("mtools cannot read {path}")) }
     }
@@ -108,7 +112,8 @@ impl CaseDisk {
     pub fn put(&self, case: usize, path: &str, content: &[u8]) -> Outcome {
         let file = self.file.with_extension("put");
         std::fs::write(&file, content).map_err(|e| format!("{}: {e}", file.display()))?;
-        run(mtools("mcopy").args(["-o", "-i", &self.mtools_name(case)]).arg(file).arg(format!("::{path}"))).map(drop)
+        run(mtools("mcopy").args(["-o", "-i", &self.mtools_name(case)]).arg(file).arg(format!("::{path}")))
+            .map(drop)
     }
 
     /// Removes a file of a case.
@@ -134,7 +139,9 @@ impl CaseDisk {
             if !machine.runs() || Instant::now() > deadline {
                 let lines: Vec<&str> = console.lines().collect();
                 let last = lines.get(lines.len().saturating_sub(10)..).unwrap_or_default().join("\n");
-                return Err(format!("the bootloader did not come through its cases; the console ends with:\n{last}"));
+                return Err(format!(
+                    "the bootloader did not come through its cases; the console ends with:\n{last}"
+                ));
             }
             std::thread::sleep(POLL);
         }

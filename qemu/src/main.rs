@@ -145,7 +145,8 @@ fn parse(args: &[String]) -> Outcome<Command> {
             }
             (name, Command::BlockLog(writers)) if !name.starts_with('-') => {
                 let names = || Writer::ALL.map(|w| w.name()).join(", ");
-                writers.push(Writer::find(name).ok_or_else(|| format!("no {name:?}; there are: {}", names()))?);
+                writers
+                    .push(Writer::find(name).ok_or_else(|| format!("no {name:?}; there are: {}", names()))?);
             }
             (name, Command::TruthTable(tables)) if !name.starts_with('-') => {
                 let names = || Table::ALL.map(Table::name).join(", ");

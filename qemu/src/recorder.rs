@@ -60,7 +60,8 @@ pub fn record(work: &Path, writers: &[Writer]) -> Outcome<Recording> {
         format!("driver=file,filename={},node-name=f0", disk.display()),
         "driver=raw,file=f0,node-name=r0".to_owned(),
         format!("driver=file,filename={},node-name=l0", log.display()),
-        "driver=blklogwrites,node-name=d0,file=r0,log=l0,log-sector-size=512,log-super-update-interval=1".to_owned(),
+        "driver=blklogwrites,node-name=d0,file=r0,log=l0,log-sector-size=512,log-super-update-interval=1"
+            .to_owned(),
     ];
     guest(work, "plan", &plan, &block)?;
     let raw = fs::read(&log).map_err(problem)?;
@@ -139,7 +140,10 @@ fn guest(work: &Path, name: &str, plan: &str, block: &[String]) -> Outcome<Strin
 pub fn boot_partition(work: &Path, writer: Writer) -> Outcome<Vec<u8>> {
     let directory = work.join(format!("boot-{}", writer.name()));
     let files = Files(&directory);
-    files.write("config.json", b"{\"deviceType\":\"lab\",\"note\":\"nothing of this may change\"}\n".repeat(40))?;
+    files.write(
+        "config.json",
+        b"{\"deviceType\":\"lab\",\"note\":\"nothing of this may change\"}\n".repeat(40),
+    )?;
     match writer {
         Writer::Grub | Writer::GrubEditenv => {
             let variables = ["resin_root_part=2", "upgrade_available=0", "bootcount=0", "os_bc_lim=3"];
@@ -191,8 +195,22 @@ pub fn boot_partition(work: &Path, writer: Writer) -> Outcome<Vec<u8>> {
         _ => ("16", 4),
     };
     make_fat(&image, kind, sectors, CASE_MIB, &directory)?;
+    if writer == Writer::SystemdBoot {
+        make_room(work, &image, "loader/entries")?;
+    }
     leave_old_text(work, &image)?;
     fs::read(&image).map_err(|e| format!("{}: {e}", image.display()))
+}
+
+/// Makes a directory longer than it need be, as boot/README.md demands: it grows by a cluster, which is no single write.
+fn make_room(work: &Path, image: &Path, directory: &str) -> Outcome {
+    let empty = work.join("empty");
+    fs::write(&empty, "").map_err(|e| format!("{}: {e}", empty.display()))?;
+    let name = |n: usize| format!("::{directory}/a-file-with-a-long-name-that-takes-room-{n}");
+    for n in 0..16 {
+        run(mtools("mcopy").arg("-i").arg(image).arg(&empty).arg(name(n)))?;
+    }
+    run(mtools("mdel").arg("-i").arg(image).args((0..16).map(name))).map(drop)
 }
 
 /// What is free was used before: by text that no bootloader should ever take for its own.
@@ -234,7 +252,15 @@ fn boot_script(files: &Files, source: &str) -> Outcome {
 fn slot_program(work: &Path) -> Outcome<PathBuf> {
     let program = work.join("slot.efi");
     run(Command::new("rustc")
-        .args(["--edition", "2024", "--target", "x86_64-unknown-uefi", "-Copt-level=s", "-Cpanic=abort", "-o"])
+        .args([
+            "--edition",
+            "2024",
+            "--target",
+            "x86_64-unknown-uefi",
+            "-Copt-level=s",
+            "-Cpanic=abort",
+            "-o",
+        ])
         .arg(&program)
         .arg(SLOT_PROGRAM))?;
     Ok(program)

@@ -99,7 +99,8 @@ impl Replay {
         }
         let mut random = Random(self.moments);
         while states.len() < ALL_OF {
-            let picks: Vec<usize> = choices.iter().map(|(_, versions)| random.below(versions.len())).collect();
+            let picks: Vec<usize> =
+                choices.iter().map(|(_, versions)| random.below(versions.len())).collect();
             states.push(self.state(choices, picks.into_iter()));
         }
         states

@@ -65,11 +65,9 @@ pub fn expected(writer: Writer, step: Step) -> Decision {
         _ => Some("1".to_owned()),
     };
     match writer {
-        Writer::Tryboot => Decision {
-            slot: if armed { other } else { step.slot },
-            counted: None,
-            asked: Some(step.slot),
-        },
+        Writer::Tryboot => {
+            Decision { slot: if armed { other } else { step.slot }, counted: None, asked: Some(step.slot) }
+        }
         _ => Decision { slot: step.slot, counted: counted.filter(|_| armed), asked: None },
     }
 }
@@ -189,7 +187,8 @@ fn environment(copies: &[&[u8]]) -> Outcome<Decision> {
     }
     let raw = valid.first().ok_or("no copy of the environment has the right CRC")?;
     let end = raw[data_at..].windows(2).position(|w| w == [0, 0]).unwrap_or(raw.len() - data_at);
-    let text: Vec<u8> = raw[data_at..data_at + end].iter().map(|b| if *b == 0 { b'\n' } else { *b }).collect();
+    let text: Vec<u8> =
+        raw[data_at..data_at + end].iter().map(|b| if *b == 0 { b'\n' } else { *b }).collect();
     let pairs = lines(&text);
     Ok(script(|name| value(&pairs, name), |root| root == "3"))
 }
@@ -239,7 +238,9 @@ fn firmware(raw: &[u8], asked: bool) -> Outcome<char> {
             "[all]" => counts = true,
             "[tryboot]" => counts = asked,
             other if other.starts_with('[') => counts = false,
-            other if counts => chosen = other.strip_prefix("boot_partition=").or(chosen.as_deref()).map(str::to_owned),
+            other if counts => {
+                chosen = other.strip_prefix("boot_partition=").or(chosen.as_deref()).map(str::to_owned)
+            }
             _ => {}
         }
     }
@@ -267,7 +268,8 @@ mod tests {
     #[test]
     fn entries_are_sorted_as_the_table_says() {
         let entry = |slot: char, version: u32| {
-            format!("linux /x\noptions lab-slot={slot}\nsort-key 0-twinhull\nversion {version}\n").into_bytes()
+            format!("linux /x\noptions lab-slot={slot}\nsort-key 0-twinhull\nversion {version}\n")
+                .into_bytes()
         };
         let (a, b) = (entry('A', 1), entry('B', 2));
         for (names, expected) in [

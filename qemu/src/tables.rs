@@ -103,7 +103,8 @@ impl Table {
 
     fn rows(self, text: &str) -> Outcome<Vec<Row>> {
         let (heading, first, inputs) = self.place();
-        let lines = text.lines().skip_while(|l| !l.starts_with(heading)).skip_while(|l| !l.starts_with(first));
+        let lines =
+            text.lines().skip_while(|l| !l.starts_with(heading)).skip_while(|l| !l.starts_with(first));
         let rows: Vec<Row> = lines
             .skip(2)
             .take_while(|l| l.starts_with('|'))
@@ -118,7 +119,12 @@ impl Table {
                     (Self::SystemdBoot | Self::Tryboot, _) => (slot, "-".to_owned()),
                     (_, _) => (slot, next()?),
                 };
-                Ok(Row { before: cells.iter().take(inputs).cloned().collect(), slot, saved, meaning: next()? })
+                Ok(Row {
+                    before: cells.iter().take(inputs).cloned().collect(),
+                    slot,
+                    saved,
+                    meaning: next()?,
+                })
             })
             .collect::<Outcome<_>>()?;
         if rows.len() < 6 {
@@ -197,7 +203,15 @@ fn key(table: Table, before: &[String]) -> String {
 /// What the models say: the lines that their tests print, `model NAME: CELLS -> SLOT, saved COUNT`.
 fn models() -> Outcome<BTreeMap<String, Seen>> {
     let said = run(Command::new("cargo").args([
-        "test", "-q", "-p", "twinhull", "--lib", "sim::truth_table", "--", "--nocapture", "--test-threads=1",
+        "test",
+        "-q",
+        "-p",
+        "twinhull",
+        "--lib",
+        "sim::truth_table",
+        "--",
+        "--nocapture",
+        "--test-threads=1",
     ]))?;
     let line = |line: &str| {
         let (_, rest) = line.split_once("model ")?;
@@ -263,7 +277,8 @@ fn uboot_text(work: &Path, rows: &[Row]) -> Outcome<Vec<Outcome<Seen>>> {
     let seen = |(n, row): (usize, &Row)| {
         let slot = slot(jury::said(&console, n, "part").ok_or("it did not come to this")?)?;
         let count = disk.tree(n)?.get("bootcount.env").map(|raw| String::from_utf8_lossy(raw).into_owned());
-        let count = count.and_then(|t| Some(t.trim_end_matches('\0').trim().strip_prefix("bootcount=")?.to_owned()));
+        let count =
+            count.and_then(|t| Some(t.trim_end_matches('\0').trim().strip_prefix("bootcount=")?.to_owned()));
         let before = values(row).find(|(name, _)| *name == "bootcount").map(|(_, value)| value.to_owned());
         Ok((slot, if count == before { "-".into() } else { count.unwrap_or_else(|| "nothing".into()) }))
     };
@@ -354,7 +369,8 @@ fn initramfs(work: &Path, rows: &[Row]) -> Outcome<Vec<Outcome<Seen>>> {
         (0..rows.len()).map(|n| (CaseDisk::partition(n), Writer::Initramfs)).collect();
     let console = recorder::look(work, &disk.file, "choose", &list)?;
     let seen = |n: usize| {
-        let slot = recorder::line_about(&console, CaseDisk::partition(n)).ok_or("the guest did not come to this")?;
+        let slot =
+            recorder::line_about(&console, CaseDisk::partition(n)).ok_or("the guest did not come to this")?;
         let slot = slot.strip_prefix("boots ").ok_or(slot)?.to_owned();
         let tree = disk.tree(n)?;
         let after = tree.get("initramfs.env").ok_or("the counter is gone")?;

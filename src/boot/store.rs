@@ -43,7 +43,7 @@ pub trait Store {
     /// `Failed`, naming the file.
     fn pad(&mut self, name: &str, padding: &[u8]) -> Result<()>;
 
-    /// Makes a file that was not there. After a cut it is there whole or not at all.
+    /// Makes a file that was not there. After a cut it is there whole, empty or not at all.
     ///
     /// # Errors
     /// `Failed`, naming the file.

@@ -215,9 +215,9 @@ fn systemd_boot() {
             files.insert(format!("twinhull-{name}.conf"), content);
         }
         let choice = Loader::SystemdBoot.choose(&files, false);
-        let saved = choice.save.map(|(file, _)| {
-            file.trim_start_matches("twinhull-").trim_end_matches(".conf").to_owned()
-        });
+        let saved = choice
+            .save
+            .map(|(file, _)| file.trim_start_matches("twinhull-").trim_end_matches(".conf").to_owned());
         tell("systemd-boot", &[&before], choice.slot, saved.as_deref());
         let renamed = saved.map_or_else(String::new, |name| format!(", renamed to `{name}`"));
         assert_eq!(format!("{}{renamed}", choice.slot), row[1], "{row:?}");

@@ -51,7 +51,7 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
         .within(doing()))
 }
 
-/// Makes a file on FAT that was not there: whole or not at all after a cut.
+/// Makes a file on FAT that was not there: whole, empty or not at all after a cut.
 ///
 /// What an earlier cut left of another attempt is not touched: its name may be on the medium without its clusters, which may be
 /// another file's by now, and to truncate or remove it would free them, or be the error that makes the file system read-only.
@@ -96,8 +96,12 @@ fn swap(
 ) -> Result<()> {
     let dir = parent(path)?;
     let doing = || format!("write {}", path.display());
-    let done =
-        fill(&mut file).and_then(|()| Ok(file.sync_all()?)).and_then(|()| Ok(fs::rename(temporary, path)?));
+    // FAT writes where a renamed file is, and how long, with the file, not with its name: until the second flush the medium
+    // may have an empty file under the new name, and none under the old one.
+    let done = fill(&mut file)
+        .and_then(|()| Ok(file.sync_all()?))
+        .and_then(|()| Ok(fs::rename(temporary, path)?))
+        .and_then(|()| Ok(file.sync_all()?));
     if let Err(e) = done {
         // The error that counts is the one above.
         let _ = fs::remove_file(temporary);

@@ -15,9 +15,7 @@ use std::path::Path;
 use std::process::Command;
 use std::str::FromStr;
 
-use recording::{
-    Action, ENVIRONMENT_BYTES, ENVIRONMENT_FILES, MARK, RECORDED, STEPS, Step, TRIES, Writer,
-};
+use recording::{Action, ENVIRONMENT_BYTES, ENVIRONMENT_FILES, MARK, RECORDED, STEPS, Step, TRIES, Writer};
 use twinhull::block::{FileDisk, Verified, read_back};
 use twinhull::boot::grub::Grub;
 use twinhull::boot::resin::{Notation, Partitions};
@@ -200,9 +198,7 @@ fn chooser(writer: Writer) -> Option<Box<dyn BootChooser>> {
         UbootEnv::new(Places(files.iter().map(place).collect()), PARTITIONS)
     };
     Some(match writer {
-        Writer::Grub => {
-            Box::new(Grub::new(directory("EFI/BOOT"), "grubenv", Notation::Decimal(PARTITIONS)))
-        }
+        Writer::Grub => Box::new(Grub::new(directory("EFI/BOOT"), "grubenv", Notation::Decimal(PARTITIONS))),
         Writer::Bootenv => Box::new(Grub::new(Directory::new(at), "bootenv", Notation::Letters)),
         Writer::UbootText => Box::new(UbootText::new(Directory::new(at), PARTITIONS)),
         Writer::UbootEnv => Box::new(environment(&ENVIRONMENT_FILES[..1])),
