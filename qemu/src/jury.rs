@@ -218,7 +218,7 @@ pub fn started_slot(console: &str, case: usize) -> Option<char> {
 }
 
 /// GRUB on the driver's partition; `each` is the script for a case, whose partition is `$case`.
-pub fn grub_driver(directory: &Path, cases: usize, each: impl Fn(usize) -> String) -> Outcome {
+pub fn grub_driver(directory: &Path, cases: &[usize], each: impl Fn(usize) -> String) -> Outcome {
     const MODULES: &str = "part_gpt part_msdos fat ext2 normal linux echo test regexp loadenv probe sleep reboot serial \
                            terminal configfile chain boot";
     const EARLY: &str = "serial --unit=0 --speed=115200\nterminal_output serial\nterminal_input serial\n";
@@ -234,7 +234,7 @@ pub fn grub_driver(directory: &Path, cases: usize, each: impl Fn(usize) -> Strin
         .arg(boot.join("BOOTX64.EFI"))
         .args(MODULES.split_whitespace()))?;
     let mut script = String::from("set timeout=0\nregexp --set=1:disk '^\\(?([^,]+),' \"${root}\"\n");
-    for case in 0..cases {
+    for &case in cases {
         script.push_str(&format!("set case=\"(${{disk}},gpt{})\"\n", CaseDisk::partition(case)));
         script.push_str(&each(case));
     }
@@ -243,10 +243,10 @@ pub fn grub_driver(directory: &Path, cases: usize, each: impl Fn(usize) -> Strin
 }
 
 /// U-Boot's script on the driver's partition; `each` is the script for a case, whose partition is `${case}`.
-pub fn uboot_driver(directory: &Path, cases: usize, each: impl Fn(usize) -> String) -> Outcome {
+pub fn uboot_driver(directory: &Path, cases: &[usize], each: impl Fn(usize) -> String) -> Outcome {
     std::fs::create_dir_all(directory).map_err(|e| format!("{}: {e}", directory.display()))?;
     let mut script = String::new();
-    for case in 0..cases {
+    for &case in cases {
         script.push_str(&format!("setenv case {:x}\n{}", CaseDisk::partition(case), each(case)));
     }
     script.push_str(&format!("echo \"{DONE}\"\nsleep 600\n"));

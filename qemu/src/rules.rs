@@ -177,7 +177,7 @@ fn environment(copies: &[&[u8]]) -> Outcome<Decision> {
     let redundant = copies.len() > 1;
     let data_at = 4 + usize::from(redundant);
     let whole = |raw: &&[u8]| raw.len() > data_at && raw[..4] == crc32(&raw[data_at..]).to_le_bytes();
-    let mut valid: Vec<&[u8]> = copies.iter().copied().filter(|raw| whole(&raw)).collect();
+    let mut valid: Vec<&[u8]> = copies.iter().copied().filter(|raw| whole(raw)).collect();
     // 255 is followed by 0. Of two that are the same age, the first counts.
     if let [first, second] = valid.as_slice() {
         let (a, b) = (first[4], second[4]);

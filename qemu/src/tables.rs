@@ -243,6 +243,10 @@ fn values(row: &Row) -> impl Iterator<Item = (&'static str, &str)> {
     all.filter(|(_, value)| *value != "absent")
 }
 
+fn numbers(rows: &[Row]) -> Vec<usize> {
+    (0..rows.len()).collect()
+}
+
 fn slot(part: &str) -> Outcome<String> {
     match part {
         "2" => Ok("A".into()),
@@ -261,7 +265,7 @@ fn disk(work: &Path, writer: Writer, driver: &Path, rows: &[Row]) -> Outcome<Cas
 
 fn uboot_text(work: &Path, rows: &[Row]) -> Outcome<Vec<Outcome<Seen>>> {
     let driver = work.join("driver");
-    jury::uboot_driver(&driver, rows.len(), jury::uboot_text_case)?;
+    jury::uboot_driver(&driver, &numbers(rows), jury::uboot_text_case)?;
     let disk = disk(work, Writer::UbootText, &driver, rows)?;
     for (n, row) in rows.iter().enumerate() {
         let line = |count: bool| {
@@ -287,7 +291,7 @@ fn uboot_text(work: &Path, rows: &[Row]) -> Outcome<Vec<Outcome<Seen>>> {
 
 fn uboot_env(work: &Path, rows: &[Row]) -> Outcome<Vec<Outcome<Seen>>> {
     let driver = work.join("driver");
-    jury::uboot_driver(&driver, rows.len(), |case| {
+    jury::uboot_driver(&driver, &numbers(rows), |case| {
         let set = |name: &str| {
             let value = values(&rows[case]).find(|(n, _)| *n == name).map_or("", |(_, value)| value);
             format!("setenv {name} {value}\n")
@@ -316,7 +320,7 @@ fn uboot_env(work: &Path, rows: &[Row]) -> Outcome<Vec<Outcome<Seen>>> {
 
 fn systemd_boot(work: &Path, rows: &[Row]) -> Outcome<Vec<Outcome<Seen>>> {
     let driver = work.join("driver");
-    jury::grub_driver(&driver, rows.len(), jury::systemd_boot_case)?;
+    jury::grub_driver(&driver, &numbers(rows), jury::systemd_boot_case)?;
     let disk = disk(work, Writer::SystemdBoot, &driver, rows)?;
     for (n, row) in rows.iter().enumerate() {
         disk.remove(n, "loader/entries/twinhull-a.conf")?;
