@@ -95,6 +95,11 @@ impl BootRom {
     }
 }
 
+/// The partition that an `autoboot.txt` leads to, in a boot with the flag or without.
+pub fn partition(autoboot: &str, tryboot: bool) -> Option<usize> {
+    Autoboot::parse(autoboot, tryboot).partition
+}
+
 /// How its lines on the console begin.
 const SAYS: &str = "boot ROM: ";
 

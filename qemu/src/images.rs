@@ -61,8 +61,7 @@ pub struct Os {
 impl Lab {
     /// Opens the directory that `qemu/run` made, and makes the signing key with the real minisign.
     pub fn open(board: &'static Board) -> Outcome<Self> {
-        let work = std::env::var_os("LAB_WORK").ok_or("LAB_WORK is not set: start this with qemu/run")?;
-        let lab = Self { work: Path::new(&work).join(board.name), board };
+        let lab = Self { work: work(board.name)?, board };
         std::fs::create_dir_all(lab.bundles())
             .map_err(|e| format!("make {}: {e}", lab.bundles().display()))?;
         run(Command::new("minisign")
@@ -215,6 +214,12 @@ pub fn bundle_url(cloud: &Cloud, version: &str) -> String {
 /// QEMU's user network shows the host's loopback as 10.0.2.2.
 fn guest_url(cloud: &Cloud, path: &str) -> String {
     format!("http://10.0.2.2:{}{path}", cloud.address().port())
+}
+
+/// The directory of this run for a board or for what needs none.
+pub fn work(name: &str) -> Outcome<PathBuf> {
+    let work = std::env::var_os("LAB_WORK").ok_or("LAB_WORK is not set: start this with qemu/run")?;
+    Ok(Path::new(&work).join(name))
 }
 
 fn script(name: &str) -> Command {

@@ -3,24 +3,33 @@
 //! Started by `qemu/run`, which installs and builds what it needs; `qemu/help.txt` says how it is used.
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
 
+mod block_log;
 mod boards;
 mod boot_partition;
 mod boot_rom;
 mod bootloader;
 mod cloud;
+mod cuts;
 mod demo;
 mod device;
 mod disk;
+mod fat;
 mod hardware;
 mod images;
+mod jury;
 mod layout;
 mod machine;
 mod power_cut;
+mod recorder;
+mod recording;
+mod replay;
+mod rules;
 mod shell;
 mod supervisor;
 mod supervisor_image;
 mod switch;
 mod table;
+mod tables;
 mod timeline;
 mod truth_table;
 mod verity;
@@ -29,6 +38,8 @@ use std::process::ExitCode;
 
 use boards::Board;
 use images::Lab;
+use recording::Writer;
+use tables::Table;
 
 /// What a scenario ends with if it fails: one sentence for people.
 pub type Outcome<T = ()> = Result<T, String>;
@@ -47,7 +58,9 @@ enum Command {
     PowerCut {
         cuts: usize,
     },
-    TruthTable,
+    TruthTable(Vec<Table>),
+    /// Power cuts in the writes to boot partitions.
+    BlockLog(Vec<Writer>),
     /// A root that the kernel checks, on a board whose kernel can.
     Verity,
 }
@@ -79,7 +92,8 @@ fn main() -> ExitCode {
         Command::Supervisor => nuc().and_then(Lab::open).and_then(|lab| supervisor::play(&lab)),
         Command::PowerCut { cuts } => nuc().and_then(Lab::open).and_then(|lab| power_cut::sweep(&lab, cuts)),
         Command::Verity => verity_board().and_then(Lab::open).and_then(|lab| verity::play(&lab)),
-        Command::TruthTable => nuc().and_then(Lab::open).and_then(|lab| truth_table::compare(&lab)),
+        Command::BlockLog(writers) => images::work("block-log").and_then(|work| cuts::sweep(&work, &writers)),
+        Command::TruthTable(tables) => tables::compare(&tables),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -114,9 +128,9 @@ fn needs(command: &Command) -> Vec<&'static str> {
         Command::List => Vec::new(),
         Command::Demo(board) | Command::Shell(board) => board.needs().to_vec(),
         Command::DemoAll => boards::ALL.iter().flat_map(Board::needs).collect(),
-        Command::Supervisor | Command::PowerCut { .. } | Command::TruthTable => {
-            boards::ALL[0].needs().to_vec()
-        }
+        Command::Supervisor | Command::PowerCut { .. } => boards::ALL[0].needs().to_vec(),
+        Command::TruthTable(tables) => tables.iter().flat_map(|t| t.needs()).copied().collect(),
+        Command::BlockLog(_) => vec!["grub", "recorder", "systemd-boot", "u-boot"],
         Command::Verity => {
             let board = verity_board().map(Board::needs).unwrap_or_default();
             [board.to_vec(), vec!["verity"]].concat()
@@ -135,8 +149,9 @@ fn parse(args: &[String]) -> Outcome<Command> {
         Some("shell") => Command::Shell(nuc()?),
         Some("supervisor") => Command::Supervisor,
         Some("power-cut") => Command::PowerCut { cuts: 20 },
-        Some("truth-table") => Command::TruthTable,
         Some("verity") => Command::Verity,
+        Some("truth-table") => Command::TruthTable(Vec::new()),
+        Some("block-log") => Command::BlockLog(Vec::new()),
         other => return Err(format!("no command {:?}", other.unwrap_or(""))),
     };
     while let Some(word) = words.next() {
@@ -145,6 +160,15 @@ fn parse(args: &[String]) -> Outcome<Command> {
             ("--cuts", Command::PowerCut { cuts }) => {
                 let number = words.next().and_then(|n| n.parse().ok()).filter(|n| (1..=1000).contains(n));
                 *cuts = number.ok_or("--cuts needs a number from 1 to 1000")?;
+            }
+            (name, Command::BlockLog(writers)) if !name.starts_with('-') => {
+                let names = || Writer::ALL.map(|w| w.name()).join(", ");
+                writers
+                    .push(Writer::find(name).ok_or_else(|| format!("no {name:?}; there are: {}", names()))?);
+            }
+            (name, Command::TruthTable(tables)) if !name.starts_with('-') => {
+                let names = || Table::ALL.map(Table::name).join(", ");
+                tables.push(Table::find(name).ok_or_else(|| format!("no {name:?}; there are: {}", names()))?);
             }
             ("all", Command::Demo(_)) => command = Command::DemoAll,
             (name, Command::Shell(chosen)) if !name.starts_with('-') => {
@@ -155,6 +179,11 @@ fn parse(args: &[String]) -> Outcome<Command> {
             (name, Command::Demo(chosen)) if !name.starts_with('-') => *chosen = board(name)?,
             (other, _) => return Err(format!("{other:?} is not expected here")),
         }
+    }
+    match &mut command {
+        Command::BlockLog(writers) if writers.is_empty() => writers.extend(Writer::ALL),
+        Command::TruthTable(tables) if tables.is_empty() => tables.extend(Table::ALL),
+        _ => {}
     }
     Ok(command)
 }
@@ -173,6 +202,8 @@ mod tests {
         assert!(matches!(parsed("demo nuc-sdboot"), Ok(Command::Demo(b)) if b.name == "nuc-sdboot"));
         assert!(matches!(parsed("demo all"), Ok(Command::DemoAll)));
         assert!(matches!(parsed("supervisor nuc"), Ok(Command::Supervisor)));
+        assert!(matches!(parsed("truth-table"), Ok(Command::TruthTable(t)) if t == Table::ALL));
+        assert!(matches!(parsed("block-log grub"), Ok(Command::BlockLog(w)) if w == [Writer::Grub]));
         assert!(matches!(parsed("power-cut --cuts 3"), Ok(Command::PowerCut { cuts: 3 })));
         for wrong in [
             "demo pdp11",
@@ -180,6 +211,8 @@ mod tests {
             "power-cut --cuts 0",
             "list nuc",
             "shell --fast",
+            "block-log lilo",
+            "truth-table lilo",
             "shell jetson-tx2",
             "",
         ] {

@@ -43,7 +43,7 @@ pub trait Store {
     /// `Failed`, naming the file.
     fn pad(&mut self, name: &str, padding: &[u8]) -> Result<()>;
 
-    /// Makes a file that was not there. After a cut it is there whole or not at all.
+    /// Makes a file that was not there. After a cut it is there whole, empty or not at all.
     ///
     /// # Errors
     /// `Failed`, naming the file.
@@ -117,7 +117,7 @@ impl Store for Directory {
     }
 
     fn create(&mut self, name: &str, content: &[u8]) -> Result<()> {
-        sys::durable::replace(&self.path(name), content, 0o644)
+        sys::durable::create_on_fat(&self.path(name), content, 0o644)
     }
 
     fn remove(&mut self, name: &str) -> Result<()> {

@@ -75,7 +75,9 @@ impl Store for MemoryStore {
         let temporary = format!("{name}.new");
         self.step(name, |_| ())?;
         self.files.borrow_mut().insert(temporary.clone(), content.into());
-        // The new name may be on the medium before the old one is gone.
+        // The new name may be on the medium before the file's length is, and before the old one is gone.
+        self.step(name, |_| ())?;
+        self.files.borrow_mut().insert(name.into(), Vec::new());
         self.step(name, |_| ())?;
         self.files.borrow_mut().insert(name.into(), content.into());
         self.step(name, |_| ())?;

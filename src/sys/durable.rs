@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::{Doing, Error, Result};
 
@@ -51,20 +51,60 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
         .within(doing()))
 }
 
-fn swap_in(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let dir = parent(path)?;
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".new");
-    let temporary = dir.join(name);
+/// Makes a file on FAT that was not there: whole, empty or not at all after a cut.
+///
+/// What an earlier cut left of another attempt is not touched: its name may be on the medium without its clusters, which may be
+/// another file's by now, and to truncate or remove it would free them, or be the error that makes the file system read-only.
+/// It takes one cluster, and no bootloader looks at it.
+///
+/// # Errors
+/// As [`replace`].
+pub fn create_on_fat(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let doing = || format!("write {}", path.display());
     let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(mode);
+    let mut attempt = 0_u32;
+    let (temporary, file) = loop {
+        let temporary = beside(path, &format!(".new{attempt}"))?;
+        match options.open(&temporary) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => attempt += 1,
+            opened => break (temporary, opened.doing(doing)?),
+        }
+    };
+    swap(&temporary, file, path, |file| Ok(file.write_all(bytes)?))
+}
+
+fn swap_in(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let temporary = beside(path, ".new")?;
+    let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true).mode(mode);
-    let mut file = options.open(&temporary).doing(doing)?;
-    let done =
-        fill(&mut file).and_then(|()| Ok(file.sync_all()?)).and_then(|()| Ok(fs::rename(&temporary, path)?));
+    let file = options.open(&temporary).doing(|| format!("write {}", path.display()))?;
+    swap(&temporary, file, path, fill)
+}
+
+fn beside(path: &Path, ending: &str) -> Result<PathBuf> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(ending);
+    Ok(parent(path)?.join(name))
+}
+
+fn swap(
+    temporary: &Path,
+    mut file: File,
+    path: &Path,
+    fill: impl FnOnce(&mut File) -> Result<()>,
+) -> Result<()> {
+    let dir = parent(path)?;
+    let doing = || format!("write {}", path.display());
+    // FAT writes where a renamed file is, and how long, with the file, not with its name: until the second flush the medium
+    // may have an empty file under the new name, and none under the old one.
+    let done = fill(&mut file)
+        .and_then(|()| Ok(file.sync_all()?))
+        .and_then(|()| Ok(fs::rename(temporary, path)?))
+        .and_then(|()| Ok(file.sync_all()?));
     if let Err(e) = done {
         // The error that counts is the one above.
-        let _ = fs::remove_file(&temporary);
+        let _ = fs::remove_file(temporary);
         return Err(e).doing(doing);
     }
     sync_dir(dir).doing(doing)
@@ -143,10 +183,15 @@ pub fn rename(path: &Path, to: &Path) -> Result<()> {
 
 /// Removes a file, durably. One that is not there is fine.
 ///
+/// It stays open until its name is gone from the medium: only then does FAT free its clusters. A name whose clusters are free
+/// cannot be removed any more without an error that makes the file system read-only.
+///
 /// # Errors
 /// `Failed`, naming the path.
 pub fn remove(path: &Path) -> Result<()> {
     let doing = || format!("remove {}", path.display());
+    // What cannot be opened (a socket, a link to nothing) has no clusters.
+    let _open = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path);
     match fs::remove_file(path) {
         Ok(()) => sync_dir(parent(path)?).doing(doing),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -222,6 +267,21 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
         replace_with(&path, 0o600, |file| Ok(file.write_all(b"new")?)).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn what_an_earlier_attempt_left_is_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        for left in ["a.new0", "a.new1"] {
+            fs::write(dir.path().join(left), b"left").unwrap();
+        }
+        create_on_fat(&path, b"new", 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        for left in ["a.new0", "a.new1"] {
+            assert_eq!(fs::read(dir.path().join(left)).unwrap(), b"left");
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //!
 //! Order of a write, each line durable before the next: the journal file, its directory entry | a copy of it
 //! (`….tmp`) | the copy renamed over the target | the journal file removed. balena's own flushes the copy only
-//! with its directory; here it is flushed before it is renamed.
+//! with its directory; here it is flushed before it is renamed, and once more after it: Linux writes the length and place of
+//! a renamed file with the file, not with its name.
 //!
 //! Source: balena-os/fatrw `src/write.rs`, `src/fs.rs`, `src/checksum.rs`.
 
@@ -141,6 +142,8 @@ fn place(journal: &Path, path: &Path, observer: &Observer) -> Result<()> {
     let dir = directory(path);
     fs::rename(journal.with_extension("tmp"), path)?;
     observer(Op::Renamed)?;
+    // Until the file itself is flushed under its new name, the medium may have an empty one there.
+    File::open(path)?.sync_all()?;
     durable::sync_dir(dir)?;
     observer(Op::TargetLinked)?;
     fs::remove_file(journal)?;

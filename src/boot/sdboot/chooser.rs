@@ -11,7 +11,7 @@ use crate::{Doing, Error, Result};
 /// systemd-boot starts the entry with the highest version that has tries left or is not counted. The primary has one that
 /// is not counted. A trial has a counted one of a higher version: making that file arms it. A commit makes one of a still
 /// higher version that is not counted. Each is written under another name, flushed and renamed to a name that is new, so
-/// after a cut it is there whole or not at all; what is left over only goes afterwards. Entries that are not ours are not
+/// after a cut it is there whole, empty or not at all; what is left over only goes afterwards. Entries that are not ours are not
 /// touched.
 #[derive(Debug)]
 pub struct SystemdBoot<S> {
@@ -30,6 +30,10 @@ impl<S: Store> SystemdBoot<S> {
         for file in self.entries.list()? {
             let Some(name) = EntryName::parse(&file) else { continue };
             let content = self.entries.read(&file)?.unwrap_or_default();
+            if content.is_empty() {
+                // A cut while it was made. systemd-boot passes over what names nothing to start.
+                continue;
+            }
             found.push(Entry::parse(name, &content).doing(|| self.entries.name(&file))?);
         }
         Ok(found)
@@ -198,7 +202,7 @@ mod tests {
             raw[bit / 8] ^= 1 << (bit % 8);
             raw
         });
-        for harmed in flips.chain((0..B_5.len()).map(|n| B_5[..n].to_vec())) {
+        for harmed in flips.chain((1..B_5.len()).map(|n| B_5[..n].to_vec())) {
             match entries(&[("twinhull-a.conf", A_4), ("twinhull-b+3.conf", &harmed)]).plan() {
                 Err(e) => assert!(e.to_string().starts_with("boot plan: twinhull-b+3.conf: "), "{e}"),
                 // Another version, as it stands there: a trial only if it is higher than the primary's.
@@ -209,6 +213,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_entry_that_a_cut_left_empty_is_none() {
+        let mut chooser = entries(&[("twinhull-a.conf", A_4), ("twinhull-b+3.conf", b"")]);
+        assert_eq!(chooser.plan().unwrap(), BootPlan::settled(Slot::A));
+        chooser.arm(&Verified::for_test(Slot::B), 3).unwrap();
+        assert_eq!(chooser.plan().unwrap(), BootPlan::on_trial(Slot::B, 3));
     }
 
     #[test]
