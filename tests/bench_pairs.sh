@@ -18,21 +18,19 @@ debian() {
     packages+=,python3,openssh-server,curl,ca-certificates,e2fsprogs,dosfstools,iproute2,kmod,less,nano
     SOURCE_DATE_EPOCH=1700000000 mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" \
         --aptopt='Apt::Install-Recommends "false"' --dpkgopt='path-exclude=/usr/share/man/*' \
-        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' "$suite" "$work/tar" -
-    mkdir "$dir"
-    tar -C "$dir" --numeric-owner -xf "$work/tar"
-    rm "$work/tar"
+        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' "$suite" "$dir" -
 }
 
 # old: a point release of Debian 12. new: the same with all updates since. kernel: the old one with the new one's kernel.
 # major: Debian 13.
 pair() {
-    local dir=$1 name
+    local dir=$1 name job
     need_packages mmdebstrap e2fsprogs squashfs-tools erofs-utils
     mkdir -p "$dir"
-    debian_sources '' | debian bookworm "$work/old"
-    debian_sources '|-updates|-security' | debian bookworm "$work/new"
-    debian_sources '' | sed 's/ bookworm / trixie /' | debian trixie "$work/major"
+    debian_sources '' | debian bookworm "$work/old" &
+    debian_sources '|-updates|-security' | debian bookworm "$work/new" &
+    debian_sources '' | sed 's/ bookworm / trixie /' | debian trixie "$work/major" &
+    for job in $(jobs -p); do wait "$job"; done
     cp -a "$work/old" "$work/kernel"
     rm -r "$work"/kernel/{boot,usr/lib/modules}
     cp -a "$work/new/boot" "$work/kernel/boot"
