@@ -29,15 +29,19 @@ fn in_lab(test: impl FnOnce(&mut Lab)) {
     }
 }
 
-/// As `in_lab`; not with Podman, which runs health checks by timers of systemd.
-fn in_lab_with_health_checks(test: impl FnOnce(&mut Lab)) {
+/// As `in_lab`; not with Podman, which lacks something.
+fn in_lab_with(what_podman_lacks: &str, test: impl FnOnce(&mut Lab)) {
     if is_podman() {
         use std::io::Write;
-        let _ = writeln!(std::io::stderr(), "SKIPPED: needs health checks, which Podman leaves to systemd");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: needs {what_podman_lacks}");
     } else {
         in_lab(test);
     }
 }
+
+const HEALTH_CHECKS: &str = "health checks, which Podman leaves to timers of systemd";
+const PLAIN_REGISTRY: &str =
+    "a registry without TLS, with which Podman speaks only if its registries.conf names it";
 
 #[test]
 fn a_fresh_device_gets_its_supervisor_from_the_archive() {
@@ -54,7 +58,7 @@ fn a_fresh_device_gets_its_supervisor_from_the_archive() {
         let (code, json) = lab.twinhull(&["supervisor", "status", "--json"]);
         let status: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!((code, &status["state"]), (0, &well().word().into()), "{json}");
-        assert_eq!(status["container"]["image"], "lab/supervisor:1.0.0");
+        assert_eq!(lab.image(), "lab/supervisor:1.0.0");
 
         let found = lab.engine().container(supervisor::NAME).unwrap().unwrap();
         assert!(found.host_config.privileged);
@@ -134,7 +138,7 @@ fn a_container_that_is_killed_is_started_again_ever_later() {
 
 #[test]
 fn an_unhealthy_supervisor_is_started_again() {
-    in_lab_with_health_checks(|lab| {
+    in_lab_with(HEALTH_CHECKS, |lab| {
         lab.archive("1.0.0");
         lab.watch();
         lab.until_well();
@@ -179,7 +183,7 @@ fn an_engine_that_hangs_costs_deadlines_and_the_watchdog_stays_fed() {
         lab.until_well();
         lab.freeze_dockerd();
         let (code, text) = lab.twinhull(&["supervisor", "status"]);
-        assert!(code == 1 && text.contains("no answer within 5 s"), "{text}");
+        assert!(code == 1 && text.contains("no answer within 15 s"), "{text}");
         until("the watcher noticed", || lab.log().contains("no answer within").then_some(()));
         lab.forget_notified();
         until("WATCHDOG=1", || lab.notified().contains("WATCHDOG=1").then_some(()));
@@ -189,6 +193,88 @@ fn an_engine_that_hangs_costs_deadlines_and_the_watchdog_stays_fed() {
         });
         assert!(lab.watcher_lives(), "{}", lab.log());
     });
+}
+
+#[test]
+fn an_engine_that_hangs_for_too_long_is_asked_to_be_started_again() {
+    in_lab(|lab| {
+        lab.add_setting("[engine]\nsockets = [\"/run/docker.sock\"]\nsilent_s = 3\n");
+        lab.archive("1.0.0");
+        lab.watch();
+        lab.until_well();
+        let id = lab.container_id();
+        let request = lab.path("root/run/twinhull/engine-restart");
+        assert!(!request.exists());
+        lab.freeze_dockerd();
+        // The watchdog is fed, and nothing is killed by us.
+        until("the request", || request.exists().then_some(()));
+        assert!(lab.watcher_lives() && lab.log().contains("it is to be started again"), "{}", lab.log());
+        let (code, text) = lab.twinhull(&["supervisor", "status", "--json"]);
+        assert!(code == 1 && text.contains(r#""engine_restarts":1"#), "{text}");
+        // What systemd does for `systemctl restart`: SIGTERM, and SIGCONT after it.
+        lab.thaw_dockerd();
+        lab.stop_dockerd();
+        fs::remove_file(&request).unwrap();
+        lab.start_dockerd().unwrap();
+        assert_eq!(lab.until_well(), well());
+        assert_eq!(lab.container_id(), id);
+    });
+}
+
+#[test]
+fn a_full_data_partition_is_survived_and_a_start_on_it_as_well() {
+    let mut lab = match Lab::start_on_disk(192) {
+        Ok(lab) => lab,
+        Err(needs) => {
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "SKIPPED: needs {needs}");
+            return;
+        }
+    };
+    lab.archive("1.0.0");
+    lab.watch();
+    lab.until_well();
+    let id = lab.container_id();
+    let (data, reserve) = (lab.path("root/mnt/data"), lab.path("root/mnt/data/twinhull/reserve"));
+    until("room is kept", || reserve.exists().then_some(()));
+
+    let fill = || {
+        use std::io::Write;
+        let mut file = fs::File::options().create(true).append(true).open(data.join("fill")).unwrap();
+        for size in [1 << 20, 4096, 1] {
+            while file.write_all(&vec![7; size]).and_then(|()| file.sync_all()).is_ok() {}
+        }
+        // Nor is there room for a name, once what the engine wrote meanwhile is counted.
+        (0..10_000).take_while(|n| fs::write(data.join(format!("fill-{n}")), [0; 4096]).is_ok()).count();
+    };
+    // It runs on, and the watcher says what is the matter if somebody asks.
+    fill();
+    let (code, text) = lab.twinhull(&["status"]);
+    assert!(code != 0 && text.contains("the data partition is full"), "{text}");
+    let (code, text) = lab.twinhull(&["supervisor", "status"]);
+    assert!(code == 0, "{text}");
+
+    // A supervisor that ends is started again: the reserve makes it possible.
+    let before = lab.started_at();
+    lab.docker(&["kill", supervisor::NAME]);
+    until("a new start", || (lab.started_at() != before && lab.runs()).then_some(()));
+    assert_eq!((lab.until_well(), lab.container_id()), (well(), id.clone()));
+    assert!(!reserve.exists() && lab.log().contains("the data partition is full: 8 MiB"), "{}", lab.log());
+
+    // With room again, it is kept again; and the whole engine can be started on a full disk.
+    fs::remove_file(data.join("fill")).unwrap();
+    until("room is kept", || reserve.exists().then_some(()));
+    lab.end_watcher();
+    lab.stop_dockerd();
+    fill();
+    if !is_podman() {
+        assert!(lab.start_dockerd().is_err(), "it starts on a full disk");
+    }
+    let (code, text) = lab.twinhull(&["engine", "mend", "--json"]);
+    assert!(code == 0 && text.contains(r#""gave_up_room":true"#), "{text}");
+    lab.start_dockerd().unwrap();
+    lab.watch();
+    assert_eq!((lab.until_well(), lab.container_id()), (well(), id));
 }
 
 #[test]
@@ -253,7 +339,7 @@ fn a_new_supervisor_that_is_well_is_kept_and_a_rollback_returns() {
 
 #[test]
 fn a_new_supervisor_that_is_unhealthy_or_cannot_run_goes_back_to_the_old_container() {
-    in_lab_with_health_checks(|lab| {
+    in_lab_with(HEALTH_CHECKS, |lab| {
         lab.archive("1.0.0");
         lab.watch();
         lab.until_well();
@@ -334,7 +420,7 @@ fn an_update_that_cannot_begin_touches_nothing() {
 
 #[test]
 fn a_supervisor_is_pulled_with_its_registrys_login() {
-    in_lab(|lab| {
+    in_lab_with(PLAIN_REGISTRY, |lab| {
         lab.archive("1.0.0");
         lab.watch();
         lab.until_well();

@@ -320,6 +320,14 @@ fn a_boot_brings_back_what_was_up() {
         assert_eq!(device.id("a"), id);
         until("it counts on", || device.logs("a").contains("a 1.0, starts: 2").then_some(()));
 
+        // The engine's networks are gone, as after `engine mend`: made again, with another id.
+        device.lab.stop_dockerd();
+        fs::remove_file(device.lab.path("data/network/files/local-kv.db")).unwrap();
+        device.lab.start_dockerd().unwrap();
+        let (code, said) = device.services(&["up", "--all"]);
+        assert!(code == 0 && said.contains("weather: a replaced"), "{said}");
+        until("it counts on", || device.logs("a").contains("a 1.0, starts: 3").then_some(()));
+
         fs::remove_file(device.file()).unwrap();
         let (code, said) = device.services(&["up", "--all"]);
         assert!(code == 1 && said.contains("docker-compose.yml: there is no such file"), "{said}");

@@ -11,8 +11,8 @@ use crate::{Outcome, boot_partition, disk, supervisor_image};
 
 /// The version that is on the disk as it comes from the maker.
 pub const FIRST_VERSION: &str = "1.0.0";
-/// The supervisor's image, as `qemu/image/device/supervisor.conf` names it.
-const SUPERVISOR: &str = "lab/supervisor:1.0.0";
+/// The supervisor's version, as `qemu/image/device/supervisor.conf` names it.
+const FIRST_SUPERVISOR: &str = "1.0.0";
 /// The build host's twinhull, which can make bundles.
 const BUILD_HOST: &str = "target/debug/twinhull";
 const CACHE: &str = "target/lab";
@@ -141,9 +141,7 @@ impl Lab {
             config["apiEndpoint"] = guest_url(cloud, "").into();
             config["apiKey"] = "lab-provisioning-key".into();
             config["applicationId"] = 1.into();
-            let archive = directory("data/supervisor")?.join("supervisor.tar");
-            supervisor_image::write_archive(&self.program("lab-supervisor"), SUPERVISOR, &archive)
-                .map_err(|e| format!("make the supervisor's image: {e}"))?;
+            self.supervisor_archive(FIRST_SUPERVISOR, "data/supervisor")?;
         }
         boot_partition::fill(self.board, &boot, &os.boot_files, &config.to_string())?;
         let out = self.file("disk.img");
@@ -155,6 +153,15 @@ impl Lab {
         let content = disk::Content { boot: &boot, slot_boots: [a, b], root: &os.root, data: &data };
         disk::make(self.board.layout, &content, &self.work, &out)?;
         Ok(out)
+    }
+
+    /// Makes an archive of a version of the supervisor, in a directory of this run.
+    pub fn supervisor_archive(&self, version: &str, directory: &str) -> Outcome {
+        let directory = self.file(directory);
+        let (name, archive) = (format!("lab/supervisor:{version}"), directory.join(format!("{version}.tar")));
+        std::fs::create_dir_all(&directory)
+            .and_then(|()| supervisor_image::write_archive(&self.program("lab-supervisor"), &name, &archive))
+            .map_err(|e| format!("make the supervisor's image {name}: {e}"))
     }
 
     /// Makes and signs the bundle of a version of the OS; `cloud` serves it. Returns its size in bytes.

@@ -17,6 +17,7 @@ mod layout;
 mod machine;
 mod power_cut;
 mod shell;
+mod supervisor;
 mod supervisor_image;
 mod switch;
 mod table;
@@ -40,6 +41,8 @@ enum Command {
     /// The A/B switch on every board.
     DemoAll,
     Shell(&'static Board),
+    /// The supervisor and the engine below it, on the NUC.
+    Supervisor,
     PowerCut {
         cuts: usize,
     },
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Demo(board) => Lab::open(board).and_then(|lab| switch::play(&lab).1),
         Command::DemoAll => table::play_all(),
         Command::Shell(board) => Lab::open(board).and_then(|lab| shell::open(&lab)),
+        Command::Supervisor => nuc().and_then(Lab::open).and_then(|lab| supervisor::play(&lab)),
         Command::PowerCut { cuts } => nuc().and_then(Lab::open).and_then(|lab| power_cut::sweep(&lab, cuts)),
         Command::TruthTable => nuc().and_then(Lab::open).and_then(|lab| truth_table::compare(&lab)),
     };
@@ -102,7 +106,9 @@ fn needs(command: &Command) -> Vec<&'static str> {
         Command::List => Vec::new(),
         Command::Demo(board) | Command::Shell(board) => board.needs().to_vec(),
         Command::DemoAll => boards::ALL.iter().flat_map(Board::needs).collect(),
-        Command::PowerCut { .. } | Command::TruthTable => boards::ALL[0].needs().to_vec(),
+        Command::Supervisor | Command::PowerCut { .. } | Command::TruthTable => {
+            boards::ALL[0].needs().to_vec()
+        }
     };
     needs.sort_unstable();
     needs.dedup();
@@ -115,13 +121,14 @@ fn parse(args: &[String]) -> Outcome<Command> {
         Some("list") => Command::List,
         Some("demo") => Command::Demo(nuc()?),
         Some("shell") => Command::Shell(nuc()?),
+        Some("supervisor") => Command::Supervisor,
         Some("power-cut") => Command::PowerCut { cuts: 20 },
         Some("truth-table") => Command::TruthTable,
         other => return Err(format!("no command {:?}", other.unwrap_or(""))),
     };
     while let Some(word) = words.next() {
         match (word, &mut command) {
-            (NUC, Command::PowerCut { .. }) => {}
+            (NUC, Command::Supervisor | Command::PowerCut { .. }) => {}
             ("--cuts", Command::PowerCut { cuts }) => {
                 let number = words.next().and_then(|n| n.parse().ok()).filter(|n| (1..=1000).contains(n));
                 *cuts = number.ok_or("--cuts needs a number from 1 to 1000")?;
@@ -152,6 +159,7 @@ mod tests {
         assert!(matches!(parsed("demo --keep"), Ok(Command::Demo(b)) if b.name == NUC));
         assert!(matches!(parsed("demo nuc-sdboot"), Ok(Command::Demo(b)) if b.name == "nuc-sdboot"));
         assert!(matches!(parsed("demo all"), Ok(Command::DemoAll)));
+        assert!(matches!(parsed("supervisor nuc"), Ok(Command::Supervisor)));
         assert!(matches!(parsed("power-cut --cuts 3"), Ok(Command::PowerCut { cuts: 3 })));
         for wrong in [
             "demo pdp11",

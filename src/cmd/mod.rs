@@ -6,6 +6,7 @@ mod chooser;
 mod commit;
 mod config;
 mod contracts;
+mod engine;
 mod evidence;
 mod features;
 mod feed;
@@ -50,6 +51,7 @@ pub const COMMANDS: &[Command] = &[
     preload::COMMAND,
     provision::COMMAND,
     config::COMMAND,
+    engine::COMMAND,
     supervisor::COMMAND,
     services::COMMAND,
     features::COMMAND,

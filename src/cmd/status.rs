@@ -7,6 +7,7 @@ use super::host::{Host, os_version};
 use super::turn;
 use crate::cli::{Command, Context};
 use crate::config::{ConfigJson, Origin, damaged_texts, keys};
+use crate::engine::{mend, reserve};
 use crate::model::phase::Phase;
 use crate::model::record::{Ended, State};
 use crate::model::{BOOT_NOTES, LASTING_NOTES, RESET_REQUEST};
@@ -34,7 +35,7 @@ With --json, where null stands for what cannot be told: {os: {version, slot}, de
 boot: {chooser, primary, trial: null | {slot, tries_left}}, phase, boot_files: [{slot, of, files, missing: [..]}],
 update: {state, hooks: [..], failure: null | text, last: null | {result, target, release, reason}}, provision, supervisor,
 config: {last_good_copy, problems: [..], damaged_texts: [..]}, boot_notes: {this_boot: [..], lasting: [..]},
-preload: [{archive, state: unpacked|waiting|passed-over|failed}], problems: [..]}
+preload: [{archive, state: unpacked|waiting|passed-over|failed}], engine: {damaged: [..]}, problems: [..]}
 ";
 
 /// What a status consists of: each part is there, or the reason why it is not.
@@ -49,8 +50,9 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
         return Err(crate::cli::usage("status")(arg.unexpected()));
     }
     // Nothing is left out that the help lists.
-    let json = ["device", "boot", "phase", "update", "provision", "supervisor", "config", "preload"]
-        .map(|key| (key.into(), Value::Null));
+    let json =
+        ["device", "boot", "phase", "update", "provision", "supervisor", "config", "preload", "engine"]
+            .map(|key| (key.into(), Value::Null));
     let mut report = Report { json: json.into_iter().collect(), lines: Vec::new(), problems: Vec::new() };
     let host = Host::open(context);
     report.os(context, host.as_ref().ok());
@@ -287,6 +289,23 @@ impl Report {
 
     fn services(&mut self, context: &Context) {
         let Ok(settings) = context.settings() else { return };
+        match mend::kept(&settings.engine.storage, &context.root) {
+            Ok(kept) if kept.is_empty() => {}
+            Ok(kept) => {
+                let kept: Vec<_> = kept.iter().map(|p| p.display().to_string()).collect();
+                self.json.insert("engine".into(), json!({ "damaged": kept }));
+                self.lines.push(format!(
+                    "Engine      files of it were damaged once, what they held is in {}; look at it, then remove it",
+                    kept.join(", ")
+                ));
+            }
+            Err(e) => self.problem(e.within("engine")),
+        }
+        match reserve::is_full(&context.root) {
+            Ok(false) => {}
+            Ok(true) => self.problem(Error::failed("the data partition is full; remove what is not needed")),
+            Err(e) => self.problem(e),
+        }
         if !settings.supervisor.enabled {
             return;
         }

@@ -31,7 +31,7 @@ run       Stays, as a systemd service of Type=notify: waits for the container en
           balena_supervisor as balenaOS would have made it: kept, started, or replaced where it differs. A
           container that ends is started again, ever more slowly in a crash loop (1 s to 60 s; ten good minutes
           end it). One that its image's HEALTHCHECK calls unhealthy for supervisor.unhealthy_s is started again.
-          An engine that hangs or goes away is waited for. READY=1 is sent when the container runs, WATCHDOG=1
+          An engine that hangs or goes away is waited for, and asked to be started again (`twinhull engine --help`). READY=1 is sent when the container runs, WATCHDOG=1
           while it works, so the unit wants TimeoutStartSec=infinity and WatchdogSec=180. SIGTERM stops the
           container, killed after 10 s, and ends with 0.
 
@@ -282,6 +282,12 @@ impl Looked {
         text.push_str(&format!("restarts:    {} since boot", record.restarts));
         if let Some(why) = &record.last_restart {
             text.push_str(&format!(", the last: {why}"));
+        }
+        if record.engine_restarts > 0 {
+            text.push_str(&format!(
+                "\nengine:      asked to be started again {} times",
+                record.engine_restarts
+            ));
         }
         if let Some(update) = &record.update {
             let (tried, before) = (&update.tried.image, &update.before.image);

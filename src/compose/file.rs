@@ -55,8 +55,8 @@ impl Composition {
     /// `Failed`, naming file and line.
     pub fn load(path: &Path) -> Result<Self> {
         let dir = path.parent().unwrap_or(Path::new(""));
-        load(path)?
-            .ok_or_else(|| crate::Error::failed("there is no such file"))
+        load(path)
+            .and_then(|node| node.ok_or_else(|| crate::Error::failed("there is no such file")))
             .and_then(|node| parse(&node, dir))
             .doing(|| path.display().to_string())
     }
@@ -130,6 +130,12 @@ fn service(name: &str, node: &Node, dir: &Path) -> Result<Service> {
     let doing = || format!("service {name}");
     if !matches!(node.content, Content::Map(_)) {
         return Err(node.error("expected a mapping")).doing(doing);
+    }
+    // It becomes the name of a directory of the host, and of a container.
+    let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if !is_name || name.is_empty() || name.starts_with('.') {
+        return Err(node.error("expected a name of letters, digits, dots, dashes and underscores"))
+            .doing(|| format!("service {name:?}"));
     }
     if let Some(extends) = node.get("extends") {
         return Err(extends.error("extends is not supported; write the service out")).doing(doing);
@@ -308,6 +314,10 @@ volumes: {data: }
             ("web:\n  image: x\n", "no services"),
             ("services:\n", "line 1: services: expected a mapping"),
             ("services: [a]\n", "expected a mapping of services"),
+            ("services:\n  ../../etc: {image: x}\n", "service \"../../etc\": line 2: expected a name"),
+            ("services:\n  ..: {image: x}\n", "expected a name"),
+            ("services:\n  'a b': {image: x}\n", "expected a name"),
+            ("services:\n  '': {image: x}\n", "expected a name"),
             ("services:\n  a: text\n", "service a: line 2: expected a mapping"),
             ("services:\n  a:\n    labels: x\n", "service a: line 3: labels: expected"),
             ("services:\n  a:\n    labels: {x: [1]}\n", "line 3: labels: expected"),

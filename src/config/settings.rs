@@ -157,6 +157,12 @@ pub struct Engine {
     pub enabled: bool,
     /// Logins of registries, in the format of docker's own `config.json` (`docker login` writes it).
     pub registry_auth: PathBuf,
+    /// Where the engine, and its containerd, keep what is their own: looked through for damage before they start.
+    pub storage: Vec<PathBuf>,
+    /// Units of the engine; those that run, or have failed, are started again together if it does not answer.
+    pub units: Vec<String>,
+    /// Seconds without an answer after which the engine is started again, longer under load; 0: never.
+    pub silent_s: u64,
 }
 
 /// `[supervisor]`
@@ -289,6 +295,13 @@ impl Default for Engine {
             sockets: sockets.map(Into::into).into(),
             enabled: true,
             registry_auth: "/etc/twinhull/registry-auth.json".into(),
+            storage: ["/mnt/data/docker", "/var/lib/docker", "/var/lib/containerd", "/etc/docker"]
+                .map(Into::into)
+                .into(),
+            units: ["balena.service", "containerd.service", "docker.service", "podman.service"]
+                .map(Into::into)
+                .into(),
+            silent_s: 180,
         }
     }
 }

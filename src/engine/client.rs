@@ -21,6 +21,8 @@ pub(super) const LOOK_DEADLINE: Duration = Duration::from_secs(15);
 /// For calls that write to the data partition, which may be a slow SD card.
 pub(super) const CHANGE_DEADLINE: Duration = Duration::from_secs(120);
 
+const NO_ANSWER: &str = "no answer within";
+
 /// A container engine that has answered.
 #[derive(Debug, Clone)]
 pub struct Engine {
@@ -65,7 +67,8 @@ impl Engine {
         let mut engine = Self { agent, socket: socket.into(), api: any, version: String::new() };
         let doing = || format!("engine at {}", socket.display());
         let told: api::Version = engine
-            .send(Method::GET, "http://engine/version", "GET /version", (), PING_DEADLINE)
+            // Podman asks its runtime and the package manager first.
+            .send(Method::GET, "http://engine/version", "GET /version", (), LOOK_DEADLINE)
             .and_then(|a| a.expect(&[200], "GET /version")?.json("GET /version"))
             .doing(doing)?;
         let oldest = told.min_api_version.as_deref().filter(|v| !v.is_empty()).map(str::parse).transpose();
@@ -193,10 +196,15 @@ pub(super) fn read_whole(response: &mut Response<Body>, deadline: Duration) -> R
 /// ureq's error in our words. `deadline` is the one that applied, for the text.
 pub(super) fn explain(e: ureq::Error, deadline: Duration) -> Error {
     if let ureq::Error::Timeout(_) = e {
-        return Error::failed(format!("no answer within {} s", deadline.as_secs_f32()));
+        return Error::failed(format!("{NO_ANSWER} {} s", deadline.as_secs_f32()));
     }
     // Through io::Error, which finds an error of ours inside.
     e.into_io().into()
+}
+
+/// Whether a call was not answered in time.
+pub(super) fn is_timeout(e: &Error) -> bool {
+    e.to_string().contains(NO_ANSWER)
 }
 
 /// Someone else's text on one line, at most 500 characters of it.

@@ -290,3 +290,48 @@ fn the_first_socket_that_exists_is_used() {
     let e = Engine::connect(&sockets(&["/none.sock", "/nor.sock"]), &root).unwrap_err().to_string();
     assert!(e.contains("/none.sock, ") && e.contains("/nor.sock;"), "{e}");
 }
+
+#[test]
+fn what_is_no_answer_at_all_is_an_error() {
+    let huge = |head: &str| format!("{head}{}", "x".repeat(9 << 20)).into_bytes();
+    for bytes in [
+        b"".to_vec(),
+        b"SSH-2.0-OpenSSH_9.2\r\n\r\n".to_vec(),
+        b"\0\xff\xfe\r\n\r\n".to_vec(),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551616\r\n\r\n{}".to_vec(),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5000000000\r\n\r\n{}".to_vec(),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n".to_vec(),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n{}".to_vec(),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{\"Id\":3".to_vec(),
+        huge("HTTP/1.1 200 OK\r\nX: "),
+        // Longer than anything that an engine has to say.
+        huge("HTTP/1.1 200 OK\r\n\r\n{\"Id\":\""),
+    ] {
+        let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
+        let start = BootClock.since_boot();
+        // The connection may end before all is written.
+        let (_fake, engine) = engine(move |_| Reply::Close(bytes.clone()));
+        assert!(engine.container("x").is_err(), "{shown:?}");
+        assert!(BootClock.since_boot() - start < LONG, "{shown:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_drips_costs_the_deadline_and_no_more() {
+    let (go, going) = channel();
+    let mut going = Some(going);
+    let (_fake, engine) = engine(move |_| {
+        let pieces = answer("200 OK", &"x".repeat(100_000)).into_iter().map(|byte| vec![byte]).collect();
+        Reply::OnDemand(pieces, going.take().unwrap())
+    });
+    std::thread::spawn(move || {
+        while go.send(()).is_ok() {
+            BootClock.sleep(Duration::from_millis(5));
+        }
+    });
+    let start = BootClock.since_boot();
+    let deadline = Duration::from_millis(300);
+    let e = engine.change(Method::POST, "/x", None, &[200], deadline).err().unwrap();
+    assert_eq!(e.to_string(), "POST /x: no answer within 0.3 s");
+    assert!(BootClock.since_boot() - start < LONG);
+}

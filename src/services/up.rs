@@ -340,9 +340,16 @@ impl Work<'_> {
         let all = app.containers(engine)?;
         let found = find(&all, &app.of(&service.name));
         let action = plan::compare(&wanted, found);
+        if action == Action::Start
+            && let Err(e) = engine.start(&app.of(&service.name))
+        {
+            // Its network may be another by now, with the same name: a container knows its networks by their ids.
+            log::warn!("{}: {e}; its container is made anew", service.name);
+            change::replace(engine, app, &wanted)?;
+            return Ok(Action::Replace);
+        }
         match (action, wanted.strategy) {
-            (Action::Keep, _) => {}
-            (Action::Start, _) => engine.start(&app.of(&service.name))?,
+            (Action::Keep | Action::Start, _) => {}
             (Action::Create, _) => change::create(engine, app, &wanted)?,
             (Action::Replace, Strategy::HandOver(limit)) => {
                 change::hand_over(engine, app, &wanted, &self.folder(&service.name), limit)?;

@@ -113,6 +113,24 @@ pub(super) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
+/// Makes a file of `len` bytes whose blocks belong to it and are not written.
+///
+/// # Errors
+/// `Failed`, naming the path: the disk is full, or its file system knows no such thing. There is no file then.
+pub fn set_aside(path: &Path, len: u64) -> Result<()> {
+    let doing = || format!("set {len} bytes aside in {}", path.display());
+    let file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).doing(doing)?;
+    let done = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len)
+        .map_err(Error::from)
+        .and_then(|()| Ok(file.sync_all()?));
+    if done.is_err() {
+        // The error that counts is the one above.
+        let _ = fs::remove_file(path);
+    }
+    done.doing(doing)
+}
+
 /// Gives a file another name in its directory, durably; what had that name before is gone.
 ///
 /// # Errors

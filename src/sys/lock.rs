@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::{Doing, Error, Result};
+use crate::{Doing, Result};
 
 /// A lock that is held until it is dropped, or the process ends in whatever way.
 #[derive(Debug)]
@@ -23,10 +23,18 @@ pub fn try_lock(file: &Path) -> Result<Option<Lock>> {
         std::fs::create_dir_all(dir).doing(doing)?;
     }
     let opened = OpenOptions::new().create(true).append(true).open(file).doing(doing)?;
-    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(Lock { _file: opened })),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(e) => Err(Error::from(e)).doing(doing),
+    Ok(try_lock_file(&opened).doing(doing)?.then_some(Lock { _file: opened }))
+}
+
+/// Takes the lock of an open file, until it is closed; `false`: somebody else holds it.
+///
+/// # Errors
+/// `Failed` if the file cannot be locked at all.
+pub fn try_lock_file(file: &File) -> Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }
 

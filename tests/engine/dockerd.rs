@@ -48,6 +48,8 @@ pub struct Lab {
     port: u16,
     /// Name spaces of the engine's own, as `unshare` calls them.
     spaces: &'static [&'static str],
+    /// Where the data partition is mounted, if it is one of its own.
+    disk: Option<PathBuf>,
     _one: MutexGuard<'static, ()>,
 }
 
@@ -57,6 +59,12 @@ impl Lab {
         Self::start_in(&["--mount"])
     }
 
+    /// As `start`, with a data partition of so many MiB that holds the engine's storage too.
+    #[allow(dead_code)] // Of use to tests/engine.rs only.
+    pub fn start_on_disk(mib: u64) -> Result<Self, String> {
+        Self::start_with(&["--mount"], Some(mib))
+    }
+
     /// As `start`, with a network name space of its own for the engine's bridges.
     #[allow(dead_code)] // Of use to tests/services.rs only.
     pub fn start_networked() -> Result<Self, String> {
@@ -64,6 +72,10 @@ impl Lab {
     }
 
     fn start_in(spaces: &'static [&'static str]) -> Result<Self, String> {
+        Self::start_with(spaces, None)
+    }
+
+    fn start_with(spaces: &'static [&'static str], disk_mib: Option<u64>) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("root (for a private dockerd)".into());
         }
@@ -89,11 +101,33 @@ impl Lab {
             }
         });
         let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-        let mut lab = Self { dir, dockerd: None, watcher: None, notified, port, spaces, _one: one };
+        let mut lab =
+            Self { dir, dockerd: None, watcher: None, notified, port, spaces, disk: None, _one: one };
+        if let Some(mib) = disk_mib {
+            lab.mount_disk(mib)?;
+        }
         lab.settings();
         lab.config_json("");
         lab.start_dockerd()?;
         Ok(lab)
+    }
+
+    fn mount_disk(&mut self, mib: u64) -> Result<(), String> {
+        let (image, mount) = (self.path("disk.img"), self.path("root/mnt/data"));
+        File::create(&image).unwrap().set_len(mib << 20).unwrap();
+        fs::create_dir_all(&mount).unwrap();
+        let run = |program: &str, args: &[&str]| {
+            let output = Command::new(program).args(args).output().map_err(|e| format!("{program}: {e}"))?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            if output.status.success() { Ok(()) } else { Err(format!("a loop device; {program}: {said}")) }
+        };
+        let (image, at) = (image.display().to_string(), mount.display().to_string());
+        run("mkfs.ext4", &["-q", "-m", "0", &image])?;
+        run("mount", &["-o", "loop", &image, &at])?;
+        self.disk = Some(mount.clone());
+        fs::create_dir(mount.join("docker")).unwrap();
+        std::os::unix::fs::symlink(mount.join("docker"), self.path("data")).unwrap();
+        Ok(())
     }
 
     fn socket(&self) -> PathBuf {
@@ -116,6 +150,12 @@ impl Lab {
             "etc/twinhull/lab.toml",
             "[engine]\nsockets = [\"/run/none.sock\", \"/run/docker.sock\"]\n[supervisor]\nunhealthy_s = 2\nupdate_deadline_s = 100\nupdate_settle_s = 2\n",
         );
+    }
+
+    /// Settings on top of the others.
+    #[allow(dead_code)] // Of use to some tests only.
+    pub fn add_setting(&self, toml: &str) {
+        self.put("etc/twinhull/more.toml", toml);
     }
 
     /// Writes config.json with our port and `more`.
@@ -167,12 +207,12 @@ impl Lab {
 
     fn write_archive(&self, version: &str, suffix: &str, pack: impl FnOnce(Vec<u8>) -> Vec<u8>) {
         let name = format!("lab/supervisor:{version}");
-        let new = self.path("archive.new");
-        write_image(&program().unwrap(), &name, &new);
-        fs::write(&new, pack(fs::read(&new).unwrap())).unwrap();
-        // Renamed into place, as the watcher may look at any time.
         let dir = self.path("root/mnt/data/supervisor");
         fs::create_dir_all(&dir).unwrap();
+        // Renamed into place, as the watcher may look at any time.
+        let new = self.path("root/mnt/data/archive.new");
+        write_image(&program().unwrap(), &name, &new);
+        fs::write(&new, pack(fs::read(&new).unwrap())).unwrap();
         fs::rename(&new, dir.join(format!("supervisor-{version}.{suffix}"))).unwrap();
         self.conf(&format!("SUPERVISOR_IMAGE={name}\nSUPERVISOR_VERSION=v{version}\n"));
     }
@@ -248,8 +288,9 @@ impl Lab {
         signal(self.dockerd.as_ref().unwrap(), rustix::process::Signal::CONT);
     }
 
+    /// The engine, which may be slow to say its version: Podman asks around first.
     pub fn engine(&self) -> Engine {
-        Engine::at(&self.socket()).unwrap()
+        until("the engine's version", || Engine::at(&self.socket()).ok())
     }
 
     /// What a stranger does to the container, without our own client.
@@ -271,7 +312,10 @@ impl Lab {
 
     /// The image's name that the container has; empty if there is no container.
     pub fn image(&self) -> String {
-        self.engine().container(supervisor::NAME).unwrap().map(|c| c.config.image).unwrap_or_default()
+        let image = self.engine().container(supervisor::NAME).unwrap().map(|c| c.config.image);
+        let image = image.unwrap_or_default();
+        // Podman's name for an image of no registry.
+        image.strip_prefix("localhost/").unwrap_or(&image).to_owned()
     }
 
     /// The containers beside the supervisor's.
@@ -383,6 +427,9 @@ impl Drop for Lab {
             }
         }
         end(self.dockerd.as_mut());
+        if let Some(mount) = &self.disk {
+            let _ = Command::new("umount").arg("--lazy").arg(mount).status();
+        }
     }
 }
 
@@ -463,13 +510,14 @@ fn lacks_sys_resource() -> bool {
     u64::from_str_radix(bounding.trim(), 16).unwrap() & (1 << SYS_RESOURCE) == 0
 }
 
-/// runc, but for the one capability that cannot be given here.
+/// runc, but for the one capability that cannot be given here, and the limits that Podman raises with it.
 const RUNC_WITHOUT_SYS_RESOURCE: &str = r#"#!/bin/sh
+less='s/"CAP_SYS_RESOURCE",\{0,1\}//g; s/"rlimits":\[[^]]*\]/"rlimits":[]/'
 previous=
 for argument in "$@"; do
     case "$previous" in
-    --bundle) sed -i 's/"CAP_SYS_RESOURCE",\{0,1\}//g' "$argument/config.json" ;;
-    --process) sed -i 's/"CAP_SYS_RESOURCE",\{0,1\}//g' "$argument" ;;
+    --bundle) sed -i "$less" "$argument/config.json" ;;
+    --process) sed -i "$less" "$argument" ;;
     esac
     previous=$argument
 done

@@ -15,6 +15,7 @@ mod image;
 mod pace;
 mod record;
 mod replace;
+mod silence;
 mod trial;
 mod update;
 mod watch;
@@ -26,9 +27,13 @@ pub use health::{SupervisorHealth, health};
 pub use image::{Chosen, choose};
 pub use pace::Pace;
 pub use record::Record;
+pub use silence::Silence;
 pub use trial::{Outcome, Request, Trial, Verdict};
 pub use update::{Update, of_os_image, previous};
 pub use watch::watch;
 
 /// The container's name. Supervisors look for themselves under it.
 pub const NAME: &str = "balena_supervisor";
+
+/// Made by the watcher when the engine is to be started again; a path unit looks for it.
+pub const RESTART_REQUEST: &str = "/run/twinhull/engine-restart";

@@ -17,6 +17,8 @@ pub struct Record {
     pub last_restart: Option<String>,
     /// What keeps it from running now.
     pub trouble: Option<String>,
+    /// How often the engine was asked to be started again, as it did not answer.
+    pub engine_restarts: u64,
     /// How the last update ended.
     pub update: Option<Outcome>,
 }

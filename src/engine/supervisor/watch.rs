@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 mod on_trial;
+mod silent;
 
 use super::NAME;
 use super::conf::Conf;
@@ -16,8 +17,10 @@ use super::image::{Chosen, choose};
 use super::pace::Pace;
 use super::record::Record;
 use super::replace::{KILL_AFTER, make_so};
+use super::silence::Silence;
 use super::trial::{Request, Trial, Verdict};
 use crate::config::Settings;
+use crate::engine::client::is_timeout;
 use crate::engine::{Container, Engine, Events, Progress, Wake};
 use crate::feature::grant::EXTRA_FIRMWARE_VOLUME;
 use crate::feature::host;
@@ -66,6 +69,8 @@ pub fn watch(settings: &Settings, root: &Root, termination: &Termination) -> Res
                 break;
             }
             watcher.say(&format!("waiting for the engine: {e}"));
+            watcher.make_room();
+            watcher.engine_is_silent();
         }
         watcher.round_done();
         termination.wait(ENGINE_RETRY)?;
@@ -88,6 +93,8 @@ struct Watcher<'a> {
     /// Not to be started before this.
     start_at: Duration,
     unhealthy_since: Option<Duration>,
+    /// How long the engine itself has been no use.
+    silence: Silence,
     archives_loaded: bool,
     /// A new supervisor that is being tried.
     trial: Option<Trial>,
@@ -98,6 +105,8 @@ struct Watcher<'a> {
     fed: Cell<Duration>,
     said: String,
     noted: Vec<String>,
+    /// Why no room can be kept on the data partition.
+    noted_room: String,
 }
 
 impl<'a> Watcher<'a> {
@@ -118,6 +127,7 @@ impl<'a> Watcher<'a> {
             running: false,
             start_at: Duration::ZERO,
             unhealthy_since: None,
+            silence: Silence::default(),
             archives_loaded: false,
             trial: None,
             failed_image: None,
@@ -125,6 +135,7 @@ impl<'a> Watcher<'a> {
             fed: Cell::default(),
             said: String::new(),
             noted: Vec::new(),
+            noted_room: String::new(),
         }
     }
 
@@ -139,11 +150,20 @@ impl<'a> Watcher<'a> {
         log::debug!("engine {} at {}, API {}", engine.version(), engine.socket().display(), engine.api());
         loop {
             let container = engine.container(NAME)?;
+            self.silence.answered(self.clock.since_boot());
             let rest = match self.tend(&engine, container.as_ref()) {
                 Ok(rest) => rest,
-                // Not the container's fault, if the engine itself is away.
-                Err(e) => engine.ping().map(|()| self.failed(e))?,
+                Err(e) => {
+                    if is_timeout(&e) {
+                        self.silence.is_stuck();
+                    }
+                    // Not the container's fault, if the engine itself is away.
+                    engine.ping().map(|()| self.failed(e))?
+                }
             };
+            if self.silence.stuck() {
+                self.engine_is_silent();
+            }
             if self.wait(&mut events, rest)? {
                 return Ok(());
             }
@@ -179,6 +199,7 @@ impl<'a> Watcher<'a> {
             SupervisorHealth::Healthy | SupervisorHealth::Running => {
                 self.unhealthy_since = None;
                 self.pace.runs_well(now);
+                self.keep_room();
             }
         }
         self.runs(&health);
@@ -212,6 +233,7 @@ impl<'a> Watcher<'a> {
         self.restarts(health.to_string());
         self.unhealthy_since = None;
         engine.restart(NAME, KILL_AFTER).doing(|| "start the unhealthy supervisor again")?;
+        self.silence.worked();
         Ok(Duration::ZERO)
     }
 
@@ -226,6 +248,7 @@ impl<'a> Watcher<'a> {
         let tick = || self.round_done();
         make_so(engine, &facts, &chosen.image, self.trial.is_some(), &tick)?;
         (self.compared, self.running) = (true, true);
+        self.silence.worked();
         self.trouble(None);
         if let Some(image) = self.failed_image.take().filter(|image| *image != facts.conf.image) {
             on_trial::remove_image(engine, &image);
@@ -258,7 +281,7 @@ impl<'a> Watcher<'a> {
             return self.go_back(e.to_string());
         }
         let now = self.clock.since_boot();
-        let rest = self.pace.ended(now);
+        let rest = if self.make_room() { Duration::ZERO } else { self.pace.ended(now) };
         self.start_at = now.saturating_add(rest);
         self.say(&format!("{e}; tried again until it works"));
         self.trouble(Some(e.to_string()));
