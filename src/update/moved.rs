@@ -104,8 +104,10 @@ impl<'a> Search<'a> {
                 let first = self.wanted.partition_point(|p| self.index.print(*p as usize) < Some(print));
                 let same = self.wanted.iter().skip(first);
                 for piece in same.take_while(|p| self.index.print(**p as usize) == Some(print)) {
-                    if let Some(place) = self.found.places.get_mut(*piece as usize) {
-                        *place = at;
+                    match self.found.places.get_mut(*piece as usize) {
+                        Some(place) if *place == NOWHERE => *place = at,
+                        // All of them were found before: both slots may hold the same piece any number of times.
+                        _ => break,
                     }
                 }
             }

@@ -193,6 +193,21 @@ fn blocks_of_the_running_slot_are_reused_wherever_they_are() {
     assert!(device.slots()[0] == slot_a, "the active slot changed");
 }
 
+#[test]
+fn pieces_that_repeat_are_found_for_every_place_of_theirs() {
+    let bench = Bench::new();
+    let device = bench.device();
+    // No two blocks are the same, and none is where the other image has it; but their pieces are.
+    let image = pattern(10_007, 5).repeat(200);
+    let old = [b"abc", &image[..]].concat();
+    fs::write(device.path("dev/vda2"), &old).unwrap();
+    let server = Server::start(bench.bundle(&image), Vice::None);
+    let output = install(&device, &server.url, &[]);
+    assert_installed(&device, &output, &image);
+    let copied = event(&output, "plan")["copied_bytes"].as_u64().unwrap();
+    assert!(copied > image.len() as u64 * 99 / 100, "{copied} of {}", image.len());
+}
+
 /// An image that is `old` with small changes everywhere in every `every`th block, so that no block of those is found.
 fn edited(old: &[u8], every: usize) -> Vec<u8> {
     let mut image = old.to_vec();
