@@ -83,6 +83,33 @@ const NUC: Layout = Layout {
     ],
 };
 
+/// The same disk as it is written to a device: nothing behind the data partition but the copy of the table.
+const NUC_IMAGE: Layout = Layout { disk_mib: 1058, ..NUC };
+
+/// An installer's medium, with room for the image of a whole disk.
+const NUC_INSTALLER_DISK: Layout = Layout {
+    table: Table::Gpt,
+    disk_mib: 1218,
+    partitions: &[
+        (Role::Boot, 64),
+        (Role::Root(0), 400),
+        (Role::Root(1), 400),
+        (Role::State, 32),
+        (Role::Data, 320),
+    ],
+};
+
+/// The nuc's disk as an installer has it.
+pub const NUC_FLASHED: Board = Board { layout: &NUC_IMAGE, ..ALL[0] };
+
+/// The nuc when it was started from an installer's medium.
+pub const NUC_INSTALLER: Board = Board {
+    layout: &NUC_INSTALLER_DISK,
+    command_line: "TERM=dumb console=ttyS0,115200 apparmor=0 selinux=0 audit=0 mitigations=off tsc=reliable \
+                   no_timer_check flasher",
+    ..ALL[0]
+};
+
 const NUC_COMMAND_LINE: &str = "TERM=dumb console=ttyS0,115200 apparmor=0 selinux=0 audit=0 mitigations=off \
                                 tsc=reliable no_timer_check";
 

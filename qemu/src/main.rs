@@ -6,22 +6,28 @@
 mod boards;
 mod boot_partition;
 mod boot_rom;
+mod boot_time;
 mod bootloader;
 mod cloud;
+mod delivered;
 mod demo;
 mod device;
 mod disk;
+mod first_boot_cuts;
+mod flash;
 mod hardware;
 mod images;
 mod layout;
 mod machine;
 mod power_cut;
+mod preload;
 mod shell;
 mod supervisor_image;
 mod switch;
 mod table;
 mod timeline;
 mod truth_table;
+mod write_log;
 
 use std::process::ExitCode;
 
@@ -39,10 +45,18 @@ enum Command {
     Demo(&'static Board),
     /// The A/B switch on every board.
     DemoAll,
+    /// First boot with a preload archive and without a network, on the NUC.
+    DemoPreload,
+    /// From an installer's medium to the internal disk, on the NUC.
+    DemoFlash,
     Shell(&'static Board),
     PowerCut {
         cuts: usize,
     },
+    FirstBootCuts {
+        cuts: usize,
+    },
+    BootTime,
     TruthTable,
 }
 
@@ -69,8 +83,14 @@ fn main() -> ExitCode {
         Command::Demo(board) if board.name == NUC => Lab::open(board).and_then(|lab| demo::play(&lab)),
         Command::Demo(board) => Lab::open(board).and_then(|lab| switch::play(&lab).1),
         Command::DemoAll => table::play_all(),
+        Command::DemoPreload => nuc().and_then(Lab::open).and_then(|lab| preload::play(&lab)),
+        Command::DemoFlash => nuc().and_then(Lab::open).and_then(|lab| flash::play(&lab)),
         Command::Shell(board) => Lab::open(board).and_then(|lab| shell::open(&lab)),
         Command::PowerCut { cuts } => nuc().and_then(Lab::open).and_then(|lab| power_cut::sweep(&lab, cuts)),
+        Command::FirstBootCuts { cuts } => {
+            nuc().and_then(Lab::open).and_then(|lab| first_boot_cuts::sweep(&lab, cuts))
+        }
+        Command::BootTime => nuc().and_then(Lab::open).and_then(|lab| boot_time::measure(&lab)),
         Command::TruthTable => nuc().and_then(Lab::open).and_then(|lab| truth_table::compare(&lab)),
     };
     match outcome {
@@ -102,7 +122,12 @@ fn needs(command: &Command) -> Vec<&'static str> {
         Command::List => Vec::new(),
         Command::Demo(board) | Command::Shell(board) => board.needs().to_vec(),
         Command::DemoAll => boards::ALL.iter().flat_map(Board::needs).collect(),
-        Command::PowerCut { .. } | Command::TruthTable => boards::ALL[0].needs().to_vec(),
+        Command::PowerCut { .. } | Command::TruthTable | Command::BootTime | Command::DemoFlash => {
+            boards::ALL[0].needs().to_vec()
+        }
+        Command::DemoPreload | Command::FirstBootCuts { .. } => {
+            boards::ALL[0].needs().into_iter().chain(["engine"]).collect()
+        }
     };
     needs.sort_unstable();
     needs.dedup();
@@ -116,17 +141,22 @@ fn parse(args: &[String]) -> Outcome<Command> {
         Some("demo") => Command::Demo(nuc()?),
         Some("shell") => Command::Shell(nuc()?),
         Some("power-cut") => Command::PowerCut { cuts: 20 },
+        Some("first-boot-cuts") => Command::FirstBootCuts { cuts: 44 },
+        Some("boot-time") => Command::BootTime,
         Some("truth-table") => Command::TruthTable,
         other => return Err(format!("no command {:?}", other.unwrap_or(""))),
     };
     while let Some(word) = words.next() {
         match (word, &mut command) {
-            (NUC, Command::PowerCut { .. }) => {}
-            ("--cuts", Command::PowerCut { cuts }) => {
+            (NUC, Command::PowerCut { .. } | Command::FirstBootCuts { .. } | Command::BootTime) => {}
+            (NUC, Command::DemoPreload | Command::DemoFlash) => {}
+            ("--cuts", Command::PowerCut { cuts } | Command::FirstBootCuts { cuts }) => {
                 let number = words.next().and_then(|n| n.parse().ok()).filter(|n| (1..=1000).contains(n));
                 *cuts = number.ok_or("--cuts needs a number from 1 to 1000")?;
             }
             ("all", Command::Demo(_)) => command = Command::DemoAll,
+            ("preload", Command::Demo(_)) => command = Command::DemoPreload,
+            ("flash", Command::Demo(_)) => command = Command::DemoFlash,
             (name, Command::Shell(chosen)) if !name.starts_with('-') => {
                 *chosen = Some(board(name)?)
                     .filter(|board| board.system.has_engine())
@@ -153,7 +183,11 @@ mod tests {
         assert!(matches!(parsed("demo nuc-sdboot"), Ok(Command::Demo(b)) if b.name == "nuc-sdboot"));
         assert!(matches!(parsed("demo all"), Ok(Command::DemoAll)));
         assert!(matches!(parsed("power-cut --cuts 3"), Ok(Command::PowerCut { cuts: 3 })));
+        assert!(matches!(parsed("demo flash"), Ok(Command::DemoFlash)));
+        assert!(matches!(parsed("demo preload nuc"), Ok(Command::DemoPreload)));
+        assert!(matches!(parsed("first-boot-cuts --cuts 50"), Ok(Command::FirstBootCuts { cuts: 50 })));
         for wrong in [
+            "demo flash fincm3",
             "demo pdp11",
             "power-cut --cuts",
             "power-cut --cuts 0",
@@ -171,6 +205,7 @@ mod tests {
         let needs = |line: &str| needs(&parsed(line).unwrap());
         assert_eq!(needs("list"), [""; 0]);
         assert_eq!(needs("demo"), ["grub", "x86"]);
+        assert_eq!(needs("demo preload"), ["engine", "grub", "x86"]);
         assert!(needs("demo all").len() > needs("demo nuc-sdboot").len());
     }
 }

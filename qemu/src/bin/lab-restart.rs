@@ -1,6 +1,6 @@
-//! Restarts or switches off a device of the lab at once, with an argument for its firmware: the last that the lab's init does.
+//! Restarts or switches off a device of the lab at once, with an argument for its firmware: the last that the lab's own inits do.
 //!
-//! Usage: `lab-restart reboot|poweroff [ARGUMENT]`. busybox's own takes no argument, which `tryboot` needs.
+//! Usage: `lab-restart reboot|poweroff [ARGUMENT]`; by the name `lab-off` it switches off whatever it is given. busybox's own takes no argument, which `tryboot` needs.
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
 
 use std::ffi::CString;
@@ -8,8 +8,9 @@ use std::io::Error;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args().skip(1);
-    let off = args.next().is_some_and(|word| word == "poweroff");
+    let mut args = std::env::args();
+    let named_off = args.next().is_some_and(|name| name.ends_with("/lab-off"));
+    let off = args.next().is_some_and(|word| word == "poweroff") || named_off;
     let argument = CString::new(args.next().unwrap_or_default()).unwrap_or_default();
     let command = match (off, argument.is_empty()) {
         (true, _) => libc::LINUX_REBOOT_CMD_POWER_OFF,
