@@ -1,7 +1,7 @@
 //! What PID 1 adds to a boot: the same kernel starts the same program from the same disk, once by itself and once through
 //! twinhull, in turns.
 //!
-//! Times are QEMU's processor time, which does not depend on what else this machine does as much as the clock on the wall does.
+//! Times are QEMU's processor time. What else this machine does can only add to it, so the least of several boots counts.
 
 use std::time::Duration;
 
@@ -32,15 +32,16 @@ pub fn measure(lab: &Lab) -> Outcome {
         "the first boot, in which PID 1 grows the data partition: {first:.2} s of QEMU's processor time"
     );
     println!("pair  kernel alone  through PID 1  added");
-    let (mut alone, mut added) = (Vec::new(), Vec::new());
+    let (mut alone, mut through) = (Vec::new(), Vec::new());
     for n in 1..=PAIRS {
         let (without, with) = (boot(lab, &os, &disk, false)?, boot(lab, &os, &disk, true)?);
         println!("{n:>4}  {without:>10.2} s  {with:>11.2} s  {:>+5.2} s", with - without);
         alone.push(without);
-        added.push(with - without);
+        through.push(with);
     }
-    let (alone, added) = (median(alone), median(added));
-    println!("median: PID 1 adds {added:.2} s to {alone:.2} s; at most {BUDGET_S} s");
+    let (alone, through) = (least(alone), least(through));
+    let added = through - alone;
+    println!("least  {alone:>9.2} s  {through:>11.2} s  {added:>+5.2} s, at most {BUDGET_S} s");
     if added <= BUDGET_S { Ok(()) } else { Err(format!("PID 1 adds {added:.2} s, more than {BUDGET_S} s")) }
 }
 
@@ -66,17 +67,6 @@ fn boot(lab: &Lab, os: &Os, disk: &Disk, with_initramfs: bool) -> Outcome<f64> {
     Ok(seconds)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_the_one_in_the_middle() {
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
-    }
+fn least(values: Vec<f64>) -> f64 {
+    values.into_iter().fold(f64::INFINITY, f64::min)
 }

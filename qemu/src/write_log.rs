@@ -220,7 +220,7 @@ mod tests {
         let flushed = [1, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(sectors(&disk), flushed);
         let mut seen = std::collections::BTreeSet::new();
-        for seed in 0..64 {
+        for seed in 0..256 {
             let before = log.add_cached(&disk, Moment { requests: 5, cache: Some(seed) }).unwrap();
             let found = sectors(&disk);
             assert!([1, 4].contains(&found[0]) && found[1] == 1, "{found:?}");
