@@ -109,7 +109,7 @@ impl WriteLog {
         let mut random = Random(seed);
         let tail = &self.entries[self.flushed(moment.requests)..moment.requests];
         for entry in tail.iter().filter(|e| e.flags & DISCARD == 0 && e.len > 0) {
-            let is_kept = entry.flags & FUA != 0 || random.next() % 2 == 0;
+            let is_kept = entry.flags & FUA != 0 || random.next().is_multiple_of(2);
             // Of the one that was under way, some sectors.
             let len = match std::ptr::eq(entry, &tail[tail.len() - 1]) && entry.flags & FUA == 0 {
                 true => random.next() % (entry.len / SECTOR + 1) * SECTOR,
