@@ -237,6 +237,40 @@ mod tests {
     }
 
     #[test]
+    fn what_qemu_logs_makes_the_disk_that_it_wrote() {
+        let dir = std::env::temp_dir().join(format!("write-log-{}-qemu", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (image, logged) = (dir.join("disk"), dir.join("log"));
+        File::create(&image).unwrap().set_len(16 * SECTOR).unwrap();
+        File::create(&logged).unwrap();
+        let options = format!(
+            "driver=blklogwrites,log-sector-size=512,log-super-update-interval=1,file.driver=file,\
+             file.filename={},log.driver=file,log.filename={}",
+            image.display(),
+            logged.display()
+        );
+        let mut command = std::process::Command::new("qemu-io");
+        command.args(["--image-opts", &options]);
+        for request in ["write -P 1 0 1k", "flush", "write -P 2 512 512", "write -f -P 3 2k 512", "flush"] {
+            command.args(["-c", request]);
+        }
+        match command.output() {
+            Err(e) => println!("SKIPPED: needs qemu-io (Debian package qemu-utils): {e}"),
+            Ok(output) => {
+                assert!(output.status.success(), "{output:?}");
+                let log = WriteLog::open(&logged).unwrap();
+                let written = sectors(&File::open(&image).unwrap());
+                assert_eq!(written[..6], [1, 2, 0, 0, 3, 0]);
+                let replayed = disk("replayed");
+                log.advance(&replayed, 0, log.len()).unwrap();
+                assert_eq!(sectors(&replayed), written);
+                assert_eq!(log.len_within(logged.metadata().unwrap().len()), log.len());
+            }
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
     fn moments_are_spread_over_the_flushes_in_order() {
         let log = log(&[
             None,
