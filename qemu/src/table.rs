@@ -11,7 +11,7 @@ pub fn list() -> String {
     let mut rows = vec![["board", "machine", "bootloader", "disk", "scenarios"].map(str::to_owned).to_vec()];
     for (n, board) in ALL.iter().enumerate() {
         let scenarios = match (n, board.system.has_engine()) {
-            (0, _) => "demo, demo preload, demo flash, shell, power-cut, first-boot-cuts, boot-time, truth-table",
+            (0, _) => "demo [preload, flash], shell, power-cut, first-boot-cuts, boot-time, truth-table",
             (_, true) => "demo, shell",
             (_, false) => "demo",
         };
