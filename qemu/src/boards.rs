@@ -1,5 +1,6 @@
 //! The boards: everything in which they differ, as data.
 
+use crate::Outcome;
 use crate::layout::{Layout, Role, Table};
 
 /// A board of the lab.
@@ -81,6 +82,33 @@ const NUC: Layout = Layout {
         (Role::State, 32),
         (Role::Data, 160),
     ],
+};
+
+/// The same disk as it is written to a device: nothing behind the data partition but the copy of the table.
+const NUC_IMAGE: Layout = Layout { disk_mib: 1058, ..NUC };
+
+/// An installer's medium, with room for the image of a whole disk.
+const NUC_INSTALLER_DISK: Layout = Layout {
+    table: Table::Gpt,
+    disk_mib: 1218,
+    partitions: &[
+        (Role::Boot, 64),
+        (Role::Root(0), 400),
+        (Role::Root(1), 400),
+        (Role::State, 32),
+        (Role::Data, 320),
+    ],
+};
+
+/// The nuc's disk as an installer has it.
+pub const NUC_FLASHED: Board = Board { layout: &NUC_IMAGE, ..ALL[0] };
+
+/// The nuc when it was started from an installer's medium.
+pub const NUC_INSTALLER: Board = Board {
+    layout: &NUC_INSTALLER_DISK,
+    command_line: "TERM=dumb console=ttyS0,115200 apparmor=0 selinux=0 audit=0 mitigations=off tsc=reliable \
+                   no_timer_check flasher",
+    ..ALL[0]
 };
 
 const NUC_COMMAND_LINE: &str = "TERM=dumb console=ttyS0,115200 apparmor=0 selinux=0 audit=0 mitigations=off \
@@ -236,9 +264,12 @@ pub const ALL: &[Board] = &[
     },
 ];
 
-/// The board of that name.
-pub fn find(name: &str) -> Option<&'static Board> {
-    ALL.iter().find(|b| b.name == name)
+/// The board of that name. The error says which there are.
+pub fn named(name: &str) -> Outcome<&'static Board> {
+    ALL.iter().find(|b| b.name == name).ok_or_else(|| {
+        let names: Vec<_> = ALL.iter().map(|b| b.name).collect();
+        format!("no board {name:?}; there are: {}", names.join(", "))
+    })
 }
 
 impl Board {

@@ -212,6 +212,12 @@ impl Cloud {
         self.shared.state().add(fleet, uuid, device_type, key.to_owned(), Value::Null)
     }
 
+    /// Makes these devices all that it knows, as if nothing had been asked yet.
+    pub fn set_devices(&self, devices: Vec<Device>) {
+        let next_id = devices.iter().map(|d| d.id + 1).max().unwrap_or(1001);
+        *self.shared.state() = State { devices, next_id, ..State::default() };
+    }
+
     /// Serves until the process ends.
     pub fn serve(mut self) {
         if let Some(acceptor) = self.acceptor.take() {

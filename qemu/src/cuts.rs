@@ -9,14 +9,14 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use crate::block_log::{Event, SECTOR_BYTES, Sector};
-use crate::boards::Board;
+use crate::boards::{self, Board};
 use crate::fat::{self, Tree};
 use crate::jury::{self, Case, CaseDisk, MOST};
 use crate::recorder::{self, Recording};
 use crate::recording::{Action, MARK, STEPS, Step, Writer};
 use crate::replay::{Replay, State};
 use crate::rules::{self, Decision};
-use crate::{Outcome, board, boot_rom};
+use crate::{Outcome, boot_rom};
 
 /// What a device is before the first step.
 const FIRST: Step = Step { action: Action::Disarm, slot: 'A' };
@@ -390,8 +390,8 @@ impl Loader {
 
     fn board(self) -> Outcome<&'static Board> {
         match self {
-            Self::Uboot | Self::UbootEnv => board("jetson-tx2"),
-            _ => board("nuc"),
+            Self::Uboot | Self::UbootEnv => boards::named("jetson-tx2"),
+            _ => boards::named("nuc"),
         }
     }
 

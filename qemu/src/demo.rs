@@ -156,7 +156,8 @@ fn tell(lab: &Lab, cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outc
     Ok(())
 }
 
-fn first_boot(cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outcome {
+/// A device that starts for the first time, until its supervisor reports to the cloud.
+pub fn first_boot(cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outcome {
     device.console("twinhull: booting partition 2", BOOT)?;
     let slot = device.console("is /dev/nvme0n1p2: ", BOOT)?;
     if slot != "slot A" {

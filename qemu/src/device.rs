@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::Outcome;
+use crate::hardware::Setup;
 use crate::images::Lab;
 use crate::machine::{Disk, Machine};
 
@@ -43,7 +44,12 @@ pub struct Answer {
 impl Device {
     /// Switches the lab's board on.
     pub fn switch_on(lab: &Lab, disk: &Disk) -> Outcome<Self> {
-        let machine = Machine::start(lab.board, disk, &lab.work)?;
+        Self::switch_on_with(lab, disk, &Setup::default())
+    }
+
+    /// As [`Device::switch_on`], with something about the board that is different.
+    pub fn switch_on_with(lab: &Lab, disk: &Disk, setup: &Setup) -> Outcome<Self> {
+        let machine = Machine::start(lab.board, disk, &lab.work, setup)?;
         let agent = Agent::connect(&machine.agent, PATIENCE)?;
         Ok(Self { machine, read: 0, agent })
     }

@@ -3,16 +3,40 @@
 //! `machine` adds what all have: the character devices `serial` (the console) and `agent`.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::Outcome;
 use crate::boards::{Board, Bootloader, Machine};
 use crate::machine::Disk;
 
+/// What differs from the board as it stands on the table. Of the NUC only.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// There is no network card.
+    pub without_network: bool,
+    /// A second disk, raw, behind the first.
+    pub second_disk: Option<PathBuf>,
+    /// Where every write to the disk is noted, in the order in which the drive got them (`write_log`). The disk must be raw.
+    pub write_log: Option<PathBuf>,
+    /// What QEMU starts in place of firmware and bootloader.
+    pub kernel: Option<Kernel>,
+}
+
+/// A kernel that is started directly.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// Directory with `vmlinuz` and `initramfs`.
+    pub files: PathBuf,
+    /// Whether it gets the initramfs.
+    pub with_initramfs: bool,
+    /// Its command line.
+    pub command_line: String,
+}
+
 /// The program and its arguments. `work` is where firmware keeps its memory.
-pub fn arguments(board: &Board, disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
+pub fn arguments(board: &Board, disk: &Disk, work: &Path, setup: &Setup) -> Outcome<Vec<String>> {
     match board.machine {
-        Machine::Nuc => nuc(disk, work),
+        Machine::Nuc => nuc(disk, work, setup),
         Machine::VirtUboot => virt_uboot(disk, work),
         Machine::VirtUefi => virt_uefi(disk, work),
         Machine::Raspberry { device_tree } => Ok(raspberry(disk, board, device_tree)),
@@ -20,18 +44,55 @@ pub fn arguments(board: &Board, disk: &Disk, work: &Path) -> Outcome<Vec<String>
 }
 
 /// A PC with UEFI and an NVMe disk.
-fn nuc(disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
-    let variables = firmware_variables("/usr/share/OVMF/OVMF_VARS_4M.fd", work)?;
-    Ok(words(&format!(
+fn nuc(disk: &Disk, work: &Path, setup: &Setup) -> Outcome<Vec<String>> {
+    let mut arguments = words(&format!(
         "qemu-system-x86_64 -machine q35 -accel tcg,thread=multi,tb-size=512 -cpu Nehalem -smp 2 -m 1024 \
-         -drive if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd \
-         -drive if=pflash,format=raw,unit=1,file={variables} \
-         -drive if=none,id=d0,format={},file={} -device nvme,drive=d0,serial=s0,bootindex=1 \
-         -netdev user,id=n0 -device virtio-net-pci,netdev=n0,romfile= -device virtio-rng-pci \
+         {} -device nvme,drive=d0,serial=s0,bootindex=1 -device virtio-rng-pci \
          -device virtio-serial-pci -device virtconsole,chardev=agent -device i6300esb -serial chardev:serial",
-        disk.format,
-        disk.file.display(),
-    )))
+        nuc_disk(disk, setup),
+    ));
+    if let Some(second) = &setup.second_disk {
+        arguments.extend(words(&format!(
+            "-drive if=none,id=d1,format=raw,file={} -device nvme,drive=d1,serial=internal",
+            second.display()
+        )));
+    }
+    if !setup.without_network {
+        arguments.extend(words("-netdev user,id=n0 -device virtio-net-pci,netdev=n0,romfile="));
+    }
+    match &setup.kernel {
+        Some(kernel) => {
+            let file = |name: &str| kernel.files.join(name).display().to_string();
+            arguments.extend(["-kernel".into(), file("vmlinuz")]);
+            if kernel.with_initramfs {
+                arguments.extend(["-initrd".into(), file("initramfs")]);
+            }
+            // With blanks in it.
+            arguments.extend(["-append".into(), kernel.command_line.clone()]);
+        }
+        None => {
+            let variables = firmware_variables("/usr/share/OVMF/OVMF_VARS_4M.fd", work)?;
+            arguments.extend(words(&format!(
+                "-drive if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd \
+                 -drive if=pflash,format=raw,unit=1,file={variables}"
+            )));
+        }
+    }
+    Ok(arguments)
+}
+
+/// The disk `d0`. Its log is in the format of dm-log-writes.
+fn nuc_disk(disk: &Disk, setup: &Setup) -> String {
+    let (format, file) = (disk.format, disk.file.display());
+    match &setup.write_log {
+        None => format!("-drive if=none,id=d0,format={format},file={file}"),
+        Some(log) => format!(
+            "-blockdev driver=file,filename={file},node-name=f0,discard=unmap \
+             -blockdev driver=raw,file=f0,node-name=r0 -blockdev driver=file,filename={},node-name=l0 \
+             -blockdev driver=blklogwrites,node-name=d0,file=r0,log=l0,log-sector-size=512,log-super-update-interval=1",
+            log.display()
+        ),
+    }
 }
 
 /// A machine with U-Boot in its first flash, which keeps its environment in the second, and a virtio disk.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::boards::{Board, System};
 use crate::cloud::{Cloud, Config, Fleet};
@@ -13,7 +13,7 @@ use crate::{Outcome, boot_partition, disk, supervisor_image};
 /// The version that is on the disk as it comes from the maker.
 pub const FIRST_VERSION: &str = "1.0.0";
 /// The supervisor's version, as `qemu/image/device/supervisor.conf` names it.
-const FIRST_SUPERVISOR: &str = "1.0.0";
+pub const FIRST_SUPERVISOR: &str = "1.0.0";
 /// The build host's twinhull, which can make bundles.
 const BUILD_HOST: &str = "target/debug/twinhull";
 const CACHE: &str = "target/lab";
@@ -55,7 +55,7 @@ pub struct Os {
     /// The image of a root slot.
     pub root: PathBuf,
     /// Directory with what boots it, for bootloaders that read nothing but FAT.
-    boot_files: PathBuf,
+    pub boot_files: PathBuf,
 }
 
 impl Lab {
@@ -115,7 +115,7 @@ impl Lab {
         match self.board.system {
             System::Debian => run(script("root")
                 .arg(CACHE)
-                .arg(self.program("twinhull"))
+                .arg(self.programs())
                 .arg(self.file("lab.pub"))
                 .args([version, fault.word()])
                 .arg(&out)),
@@ -131,37 +131,54 @@ impl Lab {
 
     /// Makes the disk as it comes from the maker, with `os` in slot A; a device with a supervisor will register with `cloud`.
     pub fn disk(&self, os: &Os, cloud: &Cloud) -> Outcome<PathBuf> {
-        let mut config = json!({ "deviceType": self.board.device_type });
-        let directory = |name: &str| {
-            let path = self.file(name);
-            std::fs::create_dir_all(&path).map(|()| path).map_err(|e| format!("make {name}: {e}"))
+        let config = match self.board.system.has_engine() {
+            true => {
+                self.supervisor_archive(
+                    FIRST_SUPERVISOR,
+                    &self.directory("data/supervisor")?.join("supervisor.tar"),
+                )?;
+                self.managed(cloud)
+            }
+            false => self.unmanaged(),
         };
-        let (boot, data) = (directory("boot")?, directory("data")?);
-        if self.board.system.has_engine() {
-            config["apiEndpoint"] = guest_url(cloud, "").into();
-            config["apiKey"] = "lab-provisioning-key".into();
-            config["applicationId"] = 1.into();
-            self.supervisor_archive(FIRST_SUPERVISOR, "data/supervisor")?;
-        }
+        self.disk_named("disk.img", os, &config, &self.directory("data")?)
+    }
+
+    /// `config.json` of a device that is to register with `cloud`.
+    pub fn managed(&self, cloud: &Cloud) -> Value {
+        let mut config = self.unmanaged();
+        config["apiEndpoint"] = guest_url(cloud, "").into();
+        config["apiKey"] = "lab-provisioning-key".into();
+        config["applicationId"] = 1.into();
+        config
+    }
+
+    /// `config.json` of a device that nobody manages.
+    pub fn unmanaged(&self) -> Value {
+        json!({ "deviceType": self.board.device_type })
+    }
+
+    /// Writes the image of a version of the supervisor to `archive`, as `docker load` takes it.
+    pub fn supervisor_archive(&self, version: &str, archive: &Path) -> Outcome {
+        let name = format!("lab/supervisor:{version}");
+        supervisor_image::write_archive(&self.program("lab-supervisor"), &name, archive)
+            .map_err(|e| format!("make the supervisor's image {name}: {e}"))
+    }
+
+    /// Makes a disk of the board with `os` in slot A, `config` as its `config.json`, and what is in `data` on its data
+    /// partition.
+    pub fn disk_named(&self, name: &str, os: &Os, config: &Value, data: &Path) -> Outcome<PathBuf> {
+        let boot = self.directory(&format!("boot-of-{name}"))?;
         boot_partition::fill(self.board, &boot, &os.boot_files, &config.to_string())?;
-        let out = self.file("disk.img");
-        let slot_boots = [directory("boot-a")?, directory("boot-b")?];
+        let out = self.file(name);
+        let slot_boots = [self.directory("boot-a")?, self.directory("boot-b")?];
         for (slot, files) in slot_boots.iter().enumerate() {
             boot_partition::fill_slot(self.board, slot, files, &os.boot_files)?;
         }
         let [a, b] = &slot_boots;
-        let content = disk::Content { boot: &boot, slot_boots: [a, b], root: &os.root, data: &data };
+        let content = disk::Content { boot: &boot, slot_boots: [a, b], root: &os.root, data };
         disk::make(self.board.layout, &content, &self.work, &out)?;
         Ok(out)
-    }
-
-    /// Makes an archive of a version of the supervisor, in a directory of this run.
-    pub fn supervisor_archive(&self, version: &str, directory: &str) -> Outcome {
-        let directory = self.file(directory);
-        let (name, archive) = (format!("lab/supervisor:{version}"), directory.join(format!("{version}.tar")));
-        std::fs::create_dir_all(&directory)
-            .and_then(|()| supervisor_image::write_archive(&self.program("lab-supervisor"), &name, &archive))
-            .map_err(|e| format!("make the supervisor's image {name}: {e}"))
     }
 
     /// Makes and signs the bundle of a version of the OS; `cloud` serves it. Returns its size in bytes.
@@ -177,24 +194,60 @@ impl Lab {
 
     fn bundle_with(&self, os: &Os, version: &str, options: &[&str]) -> Outcome<u64> {
         let out = self.bundles().join(format!("{version}.bundle"));
+        let mut create = self.bundle_create(version);
+        create.arg("--image").arg(&os.root).args(options);
+        if self.board.bootloader.boots_from_fat() {
+            create.arg("--boot-dir").arg(&os.boot_files);
+        }
+        self.sign_into(&mut create, &out)
+    }
+
+    /// Makes and signs the bundle of a whole disk, for an installer. Returns its size in bytes.
+    pub fn disk_bundle(&self, disk: &Path, version: &str, out: &Path) -> Outcome<u64> {
+        self.sign_into(self.bundle_create(version).arg("--disk").arg(disk), out)
+    }
+
+    /// Packs and signs trees (`NAME=PATH`) for the data partition. Gives what `twinhull preload pack` says of it.
+    pub fn preload(&self, trees: &[String], segment_mib: u32, out: &Path) -> Outcome<Value> {
+        let mut pack = Command::new(BUILD_HOST);
+        pack.args(["--quiet", "--json", "preload", "pack", "--level", "3"])
+            .args(["--compatible", self.board.device_type, "--arch", self.board.arch()])
+            .args(["--segment-size", &segment_mib.to_string()])
+            .args(trees);
+        let said = run(pack.arg("--key").arg(self.file("lab.key")).arg("--output").arg(out))?;
+        let last = said.lines().last().unwrap_or("");
+        serde_json::from_str(last).map_err(|e| format!("preload pack says {said:?}: {e}"))
+    }
+
+    fn bundle_create(&self, version: &str) -> Command {
         let mut create = Command::new(BUILD_HOST);
         create
             .args(["--quiet", "bundle", "create", "--version", version])
             .args(["--compatible", self.board.device_type, "--arch", self.board.arch()])
             // A low level: in the lab the time to make a bundle counts for more than its size.
-            .args(["--level", "3", "--image"])
-            .arg(&os.root);
-        create.args(options);
-        if self.board.bootloader.boots_from_fat() {
-            create.arg("--boot-dir").arg(&os.boot_files);
-        }
-        run(create.arg("--key").arg(self.file("lab.key")).arg("--output").arg(&out))?;
-        let meta = std::fs::metadata(&out).map_err(|e| format!("{}: {e}", out.display()))?;
+            .args(["--level", "3"]);
+        create
+    }
+
+    fn sign_into(&self, create: &mut Command, out: &Path) -> Outcome<u64> {
+        run(create.arg("--key").arg(self.file("lab.key")).arg("--output").arg(out))?;
+        let meta = std::fs::metadata(out).map_err(|e| format!("{}: {e}", out.display()))?;
         Ok(meta.len())
     }
 
+    /// The same workshop for another board: the same key.
+    pub fn for_board(&self, board: &'static Board) -> Self {
+        Self { work: self.work.clone(), board }
+    }
+
+    /// A directory of this run.
+    pub fn directory(&self, name: &str) -> Outcome<PathBuf> {
+        let path = self.file(name);
+        std::fs::create_dir_all(&path).map(|()| path).map_err(|e| format!("make {name}: {e}"))
+    }
+
     /// A program for this board.
-    fn program(&self, name: &str) -> PathBuf {
+    pub fn program(&self, name: &str) -> PathBuf {
         self.programs().join(name)
     }
 

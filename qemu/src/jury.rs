@@ -15,6 +15,7 @@ use crate::block_log::{SECTOR_BYTES, Sector};
 use crate::boards::Board;
 use crate::disk::mtools;
 use crate::fat::{self, Tree};
+use crate::hardware::Setup;
 use crate::images::run;
 use crate::machine::{Disk, Machine};
 
@@ -127,7 +128,8 @@ impl CaseDisk {
 
     /// Boots a board from the disk until its driver is through; what the console says.
     pub fn judge(&self, board: &Board, work: &Path) -> Outcome<String> {
-        let mut machine = Machine::start(board, &Disk { file: &self.file, format: "raw" }, work)?;
+        let mut machine =
+            Machine::start(board, &Disk { file: &self.file, format: "raw" }, work, &Setup::default())?;
         let patience = START + EACH * u32::try_from(self.cases).unwrap_or(u32::MAX);
         let deadline = Instant::now() + patience;
         loop {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::Outcome;
 use crate::boards::{Board, Bootloader};
 use crate::boot_rom::BootRom;
-use crate::hardware::{self, words};
+use crate::hardware::{self, Setup, words};
 
 /// A running QEMU; killed when dropped.
 pub struct Machine {
@@ -36,7 +36,7 @@ pub struct Disk<'a> {
 
 impl Machine {
     /// Switches a board on. `work` is where its console log, sockets and firmware variables are.
-    pub fn start(board: &Board, disk: &Disk, work: &Path) -> Outcome<Self> {
+    pub fn start(board: &Board, disk: &Disk, work: &Path, setup: &Setup) -> Outcome<Self> {
         let (console, serial, agent) =
             (work.join("console.log"), work.join("serial.sock"), work.join("agent.sock"));
         for stale in [&console, &serial, &agent] {
@@ -49,7 +49,7 @@ impl Machine {
         }
         let socket =
             |id: &str, path: &Path| format!("socket,id={id},path={},server=on,wait=off", path.display());
-        let mut arguments = hardware::arguments(board, disk, work)?;
+        let mut arguments = hardware::arguments(board, disk, work, setup)?;
         arguments.extend(words(&format!(
             "-nodefaults -display none -action watchdog=reset -chardev {} \
              -chardev {},logfile={},logappend=on",
@@ -85,6 +85,20 @@ impl Machine {
         let path = format!("/proc/{}/stat", self.process.id());
         let stat = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
         cpu_ticks(&stat).map(|ticks| ticks as f64 / 100.0).ok_or_else(|| format!("{path}: cannot be read"))
+    }
+
+    /// Waits until the machine has switched itself off; gives the processor time that it used in all, in seconds.
+    pub fn cpu_until_off(&mut self, patience: Duration) -> Outcome<f64> {
+        let deadline = Instant::now() + patience;
+        let path = format!("/proc/{}/stat", self.process.id());
+        // What has ended keeps its times until it is waited for.
+        while !std::fs::read_to_string(&path).is_ok_and(|stat| has_ended(&stat)) {
+            if Instant::now() > deadline {
+                return Err(format!("the machine did not switch off within {} s", patience.as_secs()));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.cpu_seconds()
     }
 
     /// Whether it still runs.
@@ -158,6 +172,11 @@ fn read_console(console: &Path) -> Outcome<String> {
     }
 }
 
+/// Whether a line of /proc/PID/stat is of a process that has ended; proc(5).
+fn has_ended(stat: &str) -> bool {
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
+}
+
 /// `utime` and `stime` of a line of /proc/PID/stat, in ticks of 1/100 s; proc(5).
 fn cpu_ticks(stat: &str) -> Option<u64> {
     // The name, field 2, may hold anything but ends with the last parenthesis.
@@ -173,5 +192,6 @@ mod tests {
     fn processor_time_is_found_behind_any_name() {
         let stat = "12 (a) b) S 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20";
         assert_eq!(cpu_ticks(stat), Some(300));
+        assert!(!has_ended(stat) && has_ended("12 (a) S) Z 1"));
     }
 }

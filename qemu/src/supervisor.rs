@@ -38,7 +38,7 @@ pub fn play(lab: &Lab) -> Outcome {
     let cloud = lab.cloud()?;
     let os = lab.os(FIRST_VERSION, Fault::None)?;
     for version in ["2.0.0", "3.0.0"] {
-        lab.supervisor_archive(version, "data/archives")?;
+        lab.supervisor_archive(version, &lab.directory("data/archives")?.join(format!("{version}.tar")))?;
     }
     let disk = lab.disk(&os, &cloud)?;
     timeline.note("lab", "OS 1.0.0 with supervisor 1.0.0; archives of 2.0.0 and 3.0.0 on the data partition");

@@ -1,22 +1,18 @@
 //! All boards at once: the list of them, and one row for what was seen on each.
 
-use crate::Outcome;
 use crate::boards::{ALL, Board};
 use crate::bootloader::TRIES;
 use crate::images::Lab;
 use crate::switch::{self, Seen};
+use crate::{Outcome, command};
 
 /// The boards, for people.
 pub fn list() -> String {
     let mut rows = vec![["board", "machine", "bootloader", "disk", "scenarios"].map(str::to_owned).to_vec()];
-    for (n, board) in ALL.iter().enumerate() {
-        let scenarios = match (n, board.system.has_engine()) {
-            (0, _) => "demo, shell, supervisor, power-cut, block-log, truth-table",
-            (_, true) => "demo, shell",
-            (_, false) => "demo",
-        };
+    for board in ALL {
+        let scenarios = command::playable_on(board);
         let [machine, bootloader, disk] = board.words();
-        rows.push([board.name, machine, bootloader, disk, scenarios].map(str::to_owned).to_vec());
+        rows.push([board.name, machine, bootloader, disk, &scenarios].map(str::to_owned).to_vec());
     }
     aligned(&rows)
 }
@@ -83,7 +79,7 @@ mod tests {
 
     #[test]
     fn what_was_not_seen_is_told() {
-        let board = |name| crate::boards::find(name).unwrap();
+        let board = |name| crate::boards::named(name).unwrap();
         let seen = Seen { tries: 3, rollback: true, hang: false, seconds: 9 };
         assert_eq!(row(board("nuc"), seen)[2..], ["3 of 3", "yes", "NO", "9"]);
         assert_eq!(row(board("fincm3"), seen)[4], "no watchdog");

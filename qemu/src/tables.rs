@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::images::{self, Lab, run};
 use crate::jury::{self, Case, CaseDisk};
 use crate::recording::Writer;
-use crate::{Outcome, board, boot_rom, recorder, truth_table};
+use crate::{Outcome, boards, boot_rom, recorder, truth_table};
 
 const README: &str = "boot/README.md";
 const VARIABLES: [&str; 4] = ["resin_root_part", "upgrade_available", "bootcount", "os_bc_lim"];
@@ -160,7 +160,7 @@ fn compare_one(table: Table, rows: &[Row], models: &BTreeMap<String, Seen>) -> O
     let seen = match table {
         // It goes beyond its table, and prints its rows itself.
         Table::Grub => {
-            Lab::open(board("nuc")?).and_then(|lab| truth_table::compare(&lab))?;
+            Lab::open(boards::named("nuc")?).and_then(|lab| truth_table::compare(&lab))?;
             rows.iter().map(|row| Ok((row.slot.clone(), row.saved.clone()))).collect()
         }
         _ => real(table, rows)?,
@@ -277,7 +277,7 @@ fn uboot_text(work: &Path, rows: &[Row]) -> Outcome<Vec<Outcome<Seen>>> {
             disk.put(n, "bootcount.env", line(true).as_bytes())?;
         }
     }
-    let console = disk.judge(board("jetson-tx2")?, work)?;
+    let console = disk.judge(boards::named("jetson-tx2")?, work)?;
     let seen = |(n, row): (usize, &Row)| {
         let slot = slot(jury::said(&console, n, "part").ok_or("it did not come to this")?)?;
         let count = disk.tree(n)?.get("bootcount.env").map(|raw| String::from_utf8_lossy(raw).into_owned());
@@ -309,7 +309,7 @@ fn uboot_env(work: &Path, rows: &[Row]) -> Outcome<Vec<Outcome<Seen>>> {
         .args(["-A", "arm64", "-T", "script", "-C", "none", "-d", "boot/uboot-env/boot.cmd"])
         .arg(driver.join("env.scr")))?;
     let disk = CaseDisk::make(work.join("cases.img"), &driver, &[])?;
-    let console = disk.judge(board("jetson-tx2")?, work)?;
+    let console = disk.judge(boards::named("jetson-tx2")?, work)?;
     let seen = |n: usize| {
         let said = |key| jury::said(&console, n, key).ok_or_else(|| "it did not come to this".to_owned());
         let saved = if said("row")? == n.to_string() { said("saved")? } else { "-" };
@@ -342,7 +342,7 @@ fn systemd_boot(work: &Path, rows: &[Row]) -> Outcome<Vec<Outcome<Seen>>> {
         Ok(disk.tree(n)?.keys().filter_map(name).collect())
     };
     let before: Vec<Vec<String>> = (0..rows.len()).map(names).collect::<Outcome<_>>()?;
-    let console = disk.judge(board("nuc")?, work)?;
+    let console = disk.judge(boards::named("nuc")?, work)?;
     let seen = |n: usize| {
         let slot = jury::started_slot(&console, n).ok_or("it started nothing")?;
         let new = names(n)?.into_iter().find(|name| !before[n].contains(name));

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::Outcome;
 use crate::disk::mtools;
+use crate::hardware::Setup;
 use crate::images::{Lab, run};
 use crate::machine::{Disk, Machine};
 
@@ -69,7 +70,8 @@ pub fn compare(lab: &Lab) -> Outcome {
     std::fs::create_dir_all(&directory).map_err(|e| format!("make {}: {e}", directory.display()))?;
     let disk = make_disk(&directory, &rows)?;
 
-    let mut machine = Machine::start(lab.board, &Disk { file: &disk, format: "raw" }, &lab.work)?;
+    let mut machine =
+        Machine::start(lab.board, &Disk { file: &disk, format: "raw" }, &lab.work, &Setup::default())?;
     let off = machine.wait_off(PATIENCE);
     let console = std::fs::read(&machine.console).map_err(|e| format!("the console: {e}"))?;
     let console = String::from_utf8_lossy(&console).into_owned();

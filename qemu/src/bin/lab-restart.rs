@@ -1,15 +1,29 @@
-//! Restarts or switches off a device of the lab at once, with an argument for its firmware: the last that the lab's init does.
+//! Restarts or switches off a device of the lab at once, with an argument for its firmware: the last that the lab's own inits do.
 //!
-//! Usage: `lab-restart reboot|poweroff [ARGUMENT]`. busybox's own takes no argument, which `tryboot` needs.
+//! Usage: `lab-restart reboot|poweroff [ARGUMENT]`; by the name `lab-off` it makes read-only what PID 1 has
+//! mounted, so that the next boot finds it in order, and switches off, whatever it is given. busybox's own takes no argument, which `tryboot` needs.
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io::Error;
 use std::process::ExitCode;
 
+/// Where nothing is mounted there is nothing to do.
+fn make_read_only(place: &CStr) {
+    let (none, flags) = (std::ptr::null(), libc::MS_REMOUNT | libc::MS_RDONLY);
+    // SAFETY: mount(2) reads the string, and with these flags nothing of the others.
+    unsafe {
+        libc::mount(none, place.as_ptr(), none, flags, none.cast());
+    }
+}
+
 fn main() -> ExitCode {
-    let mut args = std::env::args().skip(1);
-    let off = args.next().is_some_and(|word| word == "poweroff");
+    let mut args = std::env::args();
+    let named_off = args.next().is_some_and(|name| name.ends_with("/lab-off"));
+    let off = args.next().is_some_and(|word| word == "poweroff") || named_off;
+    if named_off {
+        [c"/mnt/data", c"/mnt/state", c"/mnt/boot"].into_iter().for_each(make_read_only);
+    }
     let argument = CString::new(args.next().unwrap_or_default()).unwrap_or_default();
     let command = match (off, argument.is_empty()) {
         (true, _) => libc::LINUX_REBOOT_CMD_POWER_OFF,

@@ -40,8 +40,9 @@ fn main() -> ExitCode {
     let port = port(std::env::var("LISTEN_PORT").ok().as_deref());
     match std::env::args().nth(1).as_deref() {
         Some("healthcheck") => healthcheck(port),
+        Some("images") => images(),
         Some(other) => {
-            eprintln!("lab-supervisor: no command {other:?}; there is only `healthcheck`");
+            eprintln!("lab-supervisor: no command {other:?}; there are `healthcheck` and `images`");
             ExitCode::from(2)
         }
         None => serve(port),
@@ -89,6 +90,28 @@ fn healthcheck(port: u16) -> ExitCode {
     }
 }
 
+/// The images that the engine has, a line each: name, id, bytes. What `docker images` shows, where there is no such command.
+fn images() -> ExitCode {
+    let list = call_engine(&socket(), "/images/json")
+        .and_then(|body| Ok(serde_json::from_str::<Value>(&body)?))
+        .and_then(|list| list.as_array().cloned().ok_or_else(|| io::Error::other("not a list")));
+    match list {
+        Ok(list) => {
+            for image in list {
+                let id = image["Id"].as_str().unwrap_or("?");
+                for name in image["RepoTags"].as_array().into_iter().flatten() {
+                    println!("{} {id}, {} bytes", name.as_str().unwrap_or("?"), image["Size"]);
+                }
+            }
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("lab-supervisor: GET /images/json: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn answer(stream: TcpStream, engine: &Mutex<Engine>) -> io::Result<()> {
     let mut stream = deadlines(stream, TcpStream::set_read_timeout, TcpStream::set_write_timeout)?;
     let mut line = String::new();
@@ -120,7 +143,7 @@ fn unhealthy(engine: &Mutex<Engine>) -> Option<String> {
 
 /// Pings the engine and lists its containers, for ever. Says so in the log only when the answer changes.
 fn watch_engine(engine: &Mutex<Engine>) {
-    let socket = std::env::var("DOCKER_SOCKET").unwrap_or_else(|_| "/var/run/balena-engine.sock".into());
+    let socket = socket();
     let mut said = String::new();
     loop {
         let state = match ask_engine(&socket) {
@@ -141,17 +164,22 @@ fn watch_engine(engine: &Mutex<Engine>) {
     }
 }
 
+fn socket() -> String {
+    std::env::var("DOCKER_SOCKET").unwrap_or_else(|_| "/var/run/balena-engine.sock".into())
+}
+
+fn call_engine(socket: &str, path: &str) -> io::Result<String> {
+    let stream = UnixStream::connect(socket)?;
+    let stream = deadlines(stream, UnixStream::set_read_timeout, UnixStream::set_write_timeout)?;
+    match request(stream, "GET", path, "localhost", &[], "")? {
+        (200, body) => Ok(body),
+        (status, body) => Err(io::Error::other(format!("GET {path}: {status} {}", body.trim()))),
+    }
+}
+
 fn ask_engine(socket: &str) -> io::Result<usize> {
-    let call = |path| {
-        let stream = UnixStream::connect(socket)?;
-        let stream = deadlines(stream, UnixStream::set_read_timeout, UnixStream::set_write_timeout)?;
-        match request(stream, "GET", path, "localhost", &[], "")? {
-            (200, body) => Ok(body),
-            (status, body) => Err(io::Error::other(format!("GET {path}: {status} {}", body.trim()))),
-        }
-    };
-    call("/_ping")?;
-    let list: Value = serde_json::from_str(&call("/containers/json?all=1")?)?;
+    call_engine(socket, "/_ping")?;
+    let list: Value = serde_json::from_str(&call_engine(socket, "/containers/json?all=1")?)?;
     list.as_array().map(Vec::len).ok_or_else(|| io::Error::other("GET /containers/json: not a list"))
 }
 
