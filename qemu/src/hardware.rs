@@ -3,7 +3,7 @@
 //! `machine` adds what all have: the character devices `serial` (the console) and `agent`.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::Outcome;
 use crate::boards::{Board, Bootloader, Machine};
@@ -11,12 +11,27 @@ use crate::machine::Disk;
 
 /// The program and its arguments. `work` is where firmware keeps its memory.
 pub fn arguments(board: &Board, disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
-    match board.machine {
+    let mut arguments = match board.machine {
         Machine::Nuc => nuc(disk, work),
         Machine::VirtUboot => virt_uboot(disk, work),
         Machine::VirtUefi => virt_uefi(disk, work),
         Machine::Raspberry { device_tree } => Ok(raspberry(disk, board, device_tree)),
+    }?;
+    let second = second_disk(work);
+    if second.exists() {
+        let device = match board.machine {
+            Machine::Nuc => "nvme,drive=d1,serial=s1",
+            _ => "virtio-blk-device,drive=d1",
+        };
+        let drive = format!("-drive if=none,id=d1,format=raw,file={} -device {device}", second.display());
+        arguments.extend(words(&drive));
     }
+    Ok(arguments)
+}
+
+/// Where the image of a second disk is, if there is to be one.
+pub fn second_disk(work: &Path) -> PathBuf {
+    work.join("second-disk.img")
 }
 
 /// A PC with UEFI and an NVMe disk.

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::boards::{Board, System};
 use crate::cloud::{Cloud, Config, Fleet};
-use crate::{Outcome, boot_partition, disk, supervisor_image};
+use crate::{Outcome, boot_partition, disk, hardware, supervisor_image};
 
 /// The version that is on the disk as it comes from the maker.
 pub const FIRST_VERSION: &str = "1.0.0";
@@ -102,22 +102,24 @@ impl Lab {
 
     /// Makes what every version of the OS is made from, unless it is there.
     pub fn base(&self) -> Outcome {
-        match self.board.system {
-            System::Debian => run(script("base").arg(CACHE)),
-            System::Small { .. } => run(script("arm/base").arg(CACHE)),
-        }
-        .map(drop)
+        let name = match (self.board.system, self.board.is_arm()) {
+            (System::Debian { .. }, false) => "base",
+            (System::Debian { .. }, true) => "arm/debian",
+            (System::Small { .. }, _) => "arm/base",
+        };
+        run(script(name).arg(CACHE)).map(drop)
     }
 
     /// Makes a version of the OS.
     pub fn os(&self, version: &str, fault: Fault) -> Outcome<Os> {
         let out = self.file(&format!("os-{version}"));
         match self.board.system {
-            System::Debian => run(script("root")
+            System::Debian { modules } => run(script("root")
                 .arg(CACHE)
-                .arg(self.program("twinhull"))
+                .arg(if self.board.is_arm() { "arm64" } else { "amd64" })
+                .arg(self.programs())
                 .arg(self.file("lab.pub"))
-                .args([version, fault.word()])
+                .args([version, fault.word(), modules])
                 .arg(&out)),
             System::Small { kernel, modules } => run(script("arm/root")
                 .arg(CACHE)
@@ -157,6 +159,15 @@ impl Lab {
         Ok(out)
     }
 
+    /// Makes the board's second disk, if it has one, after the example of the first.
+    pub fn second_disk(&self, disk: &Path) -> Outcome<Option<disk::SecondDisk>> {
+        let made = self
+            .board
+            .has_second_disk
+            .then(|| disk::SecondDisk::make(disk, hardware::second_disk(&self.work), self.board.layout));
+        made.transpose()
+    }
+
     /// Makes and signs the bundle of a version of the OS; `cloud` serves it. Returns its size in bytes.
     pub fn bundle(&self, os: &Os, version: &str) -> Outcome<u64> {
         let out = self.bundles().join(format!("{version}.bundle"));
@@ -181,9 +192,9 @@ impl Lab {
     }
 
     fn programs(&self) -> &'static Path {
-        Path::new(match self.board.system {
-            System::Debian => "target/x86_64-unknown-linux-musl/release",
-            System::Small { .. } => "target/aarch64-unknown-linux-musl/release",
+        Path::new(match self.board.is_arm() {
+            false => "target/x86_64-unknown-linux-musl/release",
+            true => "target/aarch64-unknown-linux-musl/release",
         })
     }
 }

@@ -130,7 +130,7 @@ fn parse(args: &[String]) -> Outcome<Command> {
             (name, Command::Shell(chosen)) if !name.starts_with('-') => {
                 *chosen = Some(board(name)?)
                     .filter(|board| board.system.has_engine())
-                    .ok_or_else(|| format!("{name} has no login on its console; nuc and nuc-sdboot have"))?;
+                    .ok_or_else(|| format!("{name} has no login on its console; boards with systemd have"))?;
             }
             (name, Command::Demo(chosen)) if !name.starts_with('-') => *chosen = board(name)?,
             (other, _) => return Err(format!("{other:?} is not expected here")),
