@@ -65,9 +65,15 @@ if test "${twinhull_decide_only}" != "1"; then
   echo "twinhull: booting partition ${part} (PARTUUID ${part_uuid})"
   # panic: a kernel that cannot go on restarts the machine, and the boot counter counts it.
   setenv bootargs "root=PARTUUID=${part_uuid} ro panic=5 ${console_args} ${extra_os_cmdline}"
+  setenv kernel
   if test -e ${rootdev} /boot/extlinux/extlinux.conf; then
     sysboot ${rootdev} any ${scriptaddr} /boot/extlinux/extlinux.conf
+  elif load ${rootdev} ${ramdisk_addr_r} /boot/Image.gz; then
+    if unzip ${ramdisk_addr_r} ${kernel_addr_r}; then setenv kernel ready; fi
   elif load ${rootdev} ${kernel_addr_r} /boot/Image; then
+    setenv kernel ready
+  fi
+  if test "${kernel}" = "ready"; then
     setenv fdt ${fdtcontroladdr}
     if load ${rootdev} ${fdt_addr_r} /boot/${fdtfile}; then setenv fdt ${fdt_addr_r}; fi
     load ${rootdev} ${ramdisk_addr_r} /boot/initramfs

@@ -24,6 +24,10 @@ pub struct Board {
     pub title: &'static str,
     /// Whether a hang ends by a watchdog in QEMU as well.
     pub has_watchdog: bool,
+    /// Whether a kernel that panics can leave its last words.
+    pub has_pstore: bool,
+    /// Whether another disk is in it that looks the same: it must stay as it is.
+    pub has_second_disk: bool,
 }
 
 /// A machine of QEMU.
@@ -60,8 +64,11 @@ pub enum Bootloader {
 /// What runs on a board.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum System {
-    /// Debian for x86_64: systemd, the container engine, the supervisor.
-    Debian,
+    /// Debian: systemd, the container engine, the supervisor.
+    Debian {
+        /// What PID 1 loads, separated by commas.
+        modules: &'static str,
+    },
     /// For arm64: busybox, and an init that does what systemd does with twinhull's units. No containers.
     Small {
         /// Where the bootloader looks for the kernel, in the words of `qemu/image/arm/root`.
@@ -113,6 +120,19 @@ pub const NUC_INSTALLER: Board = Board {
 
 const NUC_COMMAND_LINE: &str = "TERM=dumb console=ttyS0,115200 apparmor=0 selinux=0 audit=0 mitigations=off \
                                 tsc=reliable no_timer_check";
+
+/// As the NUC's, without kernels on the boot partition.
+const DEBIAN_GPT: Layout = Layout {
+    table: Table::Gpt,
+    disk_mib: 1536,
+    partitions: &[
+        (Role::Boot, 40),
+        (Role::Root(0), 400),
+        (Role::Root(1), 400),
+        (Role::State, 32),
+        (Role::Data, 160),
+    ],
+};
 
 /// For systems of 80 MiB.
 const SMALL_GPT: Layout = Layout {
@@ -170,6 +190,9 @@ const SMALL_MBR_TRYBOOT: Layout = Layout {
     ],
 };
 
+/// The boot partition's file system, and where the firmware keeps the last words of a kernel.
+const NUC_MODULES: &str = "vfat,nls_cp437,nls_ascii,nls_utf8,efi-pstore";
+
 /// A watchdog that bites after 60 s: the machine that emulates may be busy.
 const VIRT_MODULES: &str = "virtio_mmio,virtio_pci,virtio_blk,ext4,vfat,nls_cp437,nls_ascii,nls_utf8,virtio_net,\
                             virtio_console,virtio-rng,dm-verity,sha256_generic,i6300esb heartbeat=60";
@@ -190,22 +213,26 @@ pub const ALL: &[Board] = &[
         machine: Machine::Nuc,
         bootloader: Bootloader::Grub,
         layout: &NUC,
-        system: System::Debian,
+        system: System::Debian { modules: NUC_MODULES },
         command_line: NUC_COMMAND_LINE,
         device_type: "intel-nuc",
         title: "Intel NUC",
         has_watchdog: true,
+        has_pstore: true,
+        has_second_disk: false,
     },
     Board {
         name: "nuc-sdboot",
         machine: Machine::Nuc,
         bootloader: Bootloader::SystemdBoot,
         layout: &NUC,
-        system: System::Debian,
+        system: System::Debian { modules: NUC_MODULES },
         command_line: NUC_COMMAND_LINE,
         device_type: "intel-nuc",
         title: "Intel NUC",
         has_watchdog: true,
+        has_pstore: true,
+        has_second_disk: true,
     },
     Board {
         name: "raspberrypi3",
@@ -217,6 +244,8 @@ pub const ALL: &[Board] = &[
         device_type: "raspberrypi3",
         title: "Raspberry Pi 3",
         has_watchdog: false,
+        has_pstore: false,
+        has_second_disk: false,
     },
     Board {
         name: "fincm3",
@@ -228,6 +257,8 @@ pub const ALL: &[Board] = &[
         device_type: "fincm3",
         title: "balenaFin",
         has_watchdog: false,
+        has_pstore: false,
+        has_second_disk: false,
     },
     Board {
         name: "raspberrypi4",
@@ -239,6 +270,8 @@ pub const ALL: &[Board] = &[
         device_type: "raspberrypi4-64",
         title: "Raspberry Pi 4",
         has_watchdog: false,
+        has_pstore: false,
+        has_second_disk: false,
     },
     Board {
         name: "jetson-tx2",
@@ -250,6 +283,21 @@ pub const ALL: &[Board] = &[
         device_type: "jetson-tx2",
         title: "Nvidia Jetson TX2",
         has_watchdog: true,
+        has_pstore: false,
+        has_second_disk: false,
+    },
+    Board {
+        name: "jetson-tx2-systemd",
+        machine: Machine::VirtUboot,
+        bootloader: Bootloader::UbootText,
+        layout: &DEBIAN_GPT,
+        system: System::Debian { modules: VIRT_MODULES },
+        command_line: "TERM=dumb console=ttyAMA0 apparmor=0 selinux=0 audit=0 mitigations=off",
+        device_type: "jetson-tx2",
+        title: "Nvidia Jetson TX2",
+        has_watchdog: true,
+        has_pstore: false,
+        has_second_disk: false,
     },
     Board {
         name: "jetson-orin",
@@ -261,6 +309,8 @@ pub const ALL: &[Board] = &[
         device_type: "jetson-agx-orin-devkit",
         title: "Nvidia Jetson AGX Orin",
         has_watchdog: true,
+        has_pstore: true,
+        has_second_disk: true,
     },
 ];
 
@@ -275,10 +325,12 @@ pub fn named(name: &str) -> Outcome<&'static Board> {
 impl Board {
     /// The architecture, in twinhull's words.
     pub const fn arch(&self) -> &'static str {
-        match self.machine {
-            Machine::Nuc => "amd64",
-            Machine::VirtUboot | Machine::VirtUefi | Machine::Raspberry { .. } => "aarch64",
-        }
+        if self.is_arm() { "aarch64" } else { "amd64" }
+    }
+
+    /// Whether its processor is an ARM.
+    pub const fn is_arm(&self) -> bool {
+        !matches!(self.machine, Machine::Nuc)
     }
 
     /// Whether it has a network in QEMU. Linux and QEMU's USB of the Raspberry Pi do not understand each other.
@@ -288,10 +340,7 @@ impl Board {
 
     /// What must be there to build and run it, in words that `qemu/run` knows.
     pub fn needs(&self) -> [&'static str; 2] {
-        let machine = match self.machine {
-            Machine::Nuc => "x86",
-            Machine::VirtUboot | Machine::VirtUefi | Machine::Raspberry { .. } => "arm",
-        };
+        let machine = if self.is_arm() { "arm" } else { "x86" };
         let bootloader = match self.bootloader {
             Bootloader::Grub => "grub",
             Bootloader::SystemdBoot => "systemd-boot",
@@ -323,7 +372,7 @@ impl System {
     /// Whether it runs containers.
     pub const fn has_engine(self) -> bool {
         match self {
-            Self::Debian => true,
+            Self::Debian { .. } => true,
             Self::Small { .. } => false,
         }
     }
@@ -332,7 +381,7 @@ impl System {
     pub const fn sign_of_hang(self) -> &'static str {
         match self {
             // systemd that freezes lets go of everything; the kernel says this of the watchdog.
-            Self::Debian => "watchdog did not stop!",
+            Self::Debian { .. } => "watchdog did not stop!",
             Self::Small { .. } => "lab: all stands still",
         }
     }
@@ -347,6 +396,17 @@ impl Bootloader {
             Self::UbootText => "U-Boot",
             Self::Efi => "UEFI variables",
             Self::Tryboot => "tryboot, simulated",
+        }
+    }
+
+    /// Its name in twinhull's words.
+    pub const fn chooser(self) -> &'static str {
+        match self {
+            Self::Grub => "grub",
+            Self::SystemdBoot => "systemd-boot",
+            Self::UbootText => "uboot-text",
+            Self::Efi => "efi",
+            Self::Tryboot => "tryboot",
         }
     }
 

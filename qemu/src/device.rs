@@ -54,6 +54,15 @@ impl Device {
         Ok(Self { machine, read: 0, agent })
     }
 
+    /// Takes the power away, and gives it back. What the console has said is read.
+    pub fn power_cut(&mut self) -> Outcome {
+        self.machine.power_off()?;
+        self.console_skip()?;
+        self.machine.power_on()?;
+        self.agent = Agent::connect(&self.machine.agent, PATIENCE)?;
+        Ok(())
+    }
+
     /// Waits until the console shows a line with `text`, from where the last wait ended; gives the rest of that
     /// line after `text`.
     pub fn console(&mut self, text: &str, patience: Duration) -> Outcome<String> {

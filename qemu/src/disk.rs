@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use crate::Outcome;
 use crate::images::run;
@@ -65,6 +66,44 @@ pub fn make(layout: &Layout, content: &Content, work: &Path, out: &Path) -> Outc
         fs::remove_file(&part).map_err(|e| format!("{}: {e}", part.display()))?;
     }
     Ok(())
+}
+
+/// Another disk that looks the same, labels and all; only the ids of its partitions are its own.
+pub struct SecondDisk {
+    /// Its image.
+    pub image: PathBuf,
+    written: SystemTime,
+}
+
+impl SecondDisk {
+    /// Makes it after the example of `disk`, which must have a GPT.
+    pub fn make(disk: &Path, image: PathBuf, layout: &Layout) -> Outcome<Self> {
+        run(Command::new("cp").arg("--sparse=always").arg(disk).arg(&image))?;
+        for place in layout.places() {
+            let id = format!("6f746865-7200-4c00-8000-0000000000{:02x}", place.number);
+            run(Command::new("sfdisk")
+                .args(["--quiet", "--part-uuid"])
+                .arg(&image)
+                .args([place.number.to_string(), id]))?;
+        }
+        let written = last_written(&image)?;
+        Ok(Self { image, written })
+    }
+
+    /// Nobody may have written to it.
+    pub fn check_untouched(&self) -> Outcome {
+        match last_written(&self.image)? == self.written {
+            true => Ok(()),
+            false => {
+                Err("the second disk was written: nothing but the disk of the root is to be used".into())
+            }
+        }
+    }
+}
+
+/// QEMU writes through to the file, so its time says whether anything was written or discarded.
+fn last_written(file: &Path) -> Outcome<SystemTime> {
+    fs::metadata(file).and_then(|meta| meta.modified()).map_err(|e| format!("{}: {e}", file.display()))
 }
 
 /// One sector per cluster: even a small partition is FAT32, as firmware wants it.

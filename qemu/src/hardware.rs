@@ -9,7 +9,7 @@ use crate::Outcome;
 use crate::boards::{Board, Bootloader, Machine};
 use crate::machine::Disk;
 
-/// What differs from the board as it stands on the table. Of the NUC only.
+/// What differs from the board as it stands on the table; all but the second disk of the NUC only.
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
     /// There is no network card.
@@ -35,12 +35,21 @@ pub struct Kernel {
 
 /// The program and its arguments. `work` is where firmware keeps its memory.
 pub fn arguments(board: &Board, disk: &Disk, work: &Path, setup: &Setup) -> Outcome<Vec<String>> {
-    match board.machine {
+    let mut arguments = match board.machine {
         Machine::Nuc => nuc(disk, work, setup),
         Machine::VirtUboot => virt_uboot(disk, work),
         Machine::VirtUefi => virt_uefi(disk, work),
         Machine::Raspberry { device_tree } => Ok(raspberry(disk, board, device_tree)),
+    }?;
+    if let Some(second) = &setup.second_disk {
+        let device = match board.machine {
+            Machine::Nuc => "nvme,drive=d1,serial=internal",
+            _ => "virtio-blk-device,drive=d1",
+        };
+        let drive = format!("-drive if=none,id=d1,format=raw,file={} -device {device}", second.display());
+        arguments.extend(words(&drive));
     }
+    Ok(arguments)
 }
 
 /// A PC with UEFI and an NVMe disk.
@@ -51,12 +60,6 @@ fn nuc(disk: &Disk, work: &Path, setup: &Setup) -> Outcome<Vec<String>> {
          -device virtio-serial-pci -device virtconsole,chardev=agent -device i6300esb -serial chardev:serial",
         nuc_disk(disk, setup),
     ));
-    if let Some(second) = &setup.second_disk {
-        arguments.extend(words(&format!(
-            "-drive if=none,id=d1,format=raw,file={} -device nvme,drive=d1,serial=internal",
-            second.display()
-        )));
-    }
     if !setup.without_network {
         arguments.extend(words("-netdev user,id=n0 -device virtio-net-pci,netdev=n0,romfile="));
     }

@@ -102,22 +102,24 @@ impl Lab {
 
     /// Makes what every version of the OS is made from, unless it is there.
     pub fn base(&self) -> Outcome {
-        match self.board.system {
-            System::Debian => run(script("base").arg(CACHE)),
-            System::Small { .. } => run(script("arm/base").arg(CACHE)),
-        }
-        .map(drop)
+        let name = match (self.board.system, self.board.is_arm()) {
+            (System::Debian { .. }, false) => "base",
+            (System::Debian { .. }, true) => "arm/debian",
+            (System::Small { .. }, _) => "arm/base",
+        };
+        run(script(name).arg(CACHE)).map(drop)
     }
 
     /// Makes a version of the OS.
     pub fn os(&self, version: &str, fault: Fault) -> Outcome<Os> {
         let out = self.file(&format!("os-{version}"));
         match self.board.system {
-            System::Debian => run(script("root")
+            System::Debian { modules } => run(script("root")
                 .arg(CACHE)
+                .arg(if self.board.is_arm() { "arm64" } else { "amd64" })
                 .arg(self.programs())
                 .arg(self.file("lab.pub"))
-                .args([version, fault.word()])
+                .args([version, fault.word(), modules])
                 .arg(&out)),
             System::Small { kernel, modules } => run(script("arm/root")
                 .arg(CACHE)
@@ -179,6 +181,15 @@ impl Lab {
         let content = disk::Content { boot: &boot, slot_boots: [a, b], root: &os.root, data };
         disk::make(self.board.layout, &content, &self.work, &out)?;
         Ok(out)
+    }
+
+    /// Makes the board's second disk, if it has one, after the example of the first.
+    pub fn second_disk(&self, disk: &Path) -> Outcome<Option<disk::SecondDisk>> {
+        let made = self
+            .board
+            .has_second_disk
+            .then(|| disk::SecondDisk::make(disk, self.file("second-disk.img"), self.board.layout));
+        made.transpose()
     }
 
     /// Makes and signs the bundle of a version of the OS; `cloud` serves it. Returns its size in bytes.
@@ -252,9 +263,9 @@ impl Lab {
     }
 
     fn programs(&self) -> &'static Path {
-        Path::new(match self.board.system {
-            System::Debian => "target/x86_64-unknown-linux-musl/release",
-            System::Small { .. } => "target/aarch64-unknown-linux-musl/release",
+        Path::new(match self.board.is_arm() {
+            false => "target/x86_64-unknown-linux-musl/release",
+            true => "target/aarch64-unknown-linux-musl/release",
         })
     }
 }

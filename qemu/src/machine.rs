@@ -80,6 +80,21 @@ impl Machine {
         Ok(!ended)
     }
 
+    /// Pulls the plug.
+    pub fn power_off(&mut self) -> Outcome {
+        self.process
+            .kill()
+            .and_then(|()| self.process.wait())
+            .map(drop)
+            .map_err(|e| format!("kill QEMU: {e}"))
+    }
+
+    /// Puts the plug in again.
+    pub fn power_on(&mut self) -> Outcome {
+        self.process = power_on(&self.arguments, self.rom.as_ref(), &self.console, &self.errors)?;
+        Ok(())
+    }
+
     /// Processor time that it used so far, in seconds.
     pub fn cpu_seconds(&self) -> Outcome<f64> {
         let path = format!("/proc/{}/stat", self.process.id());
@@ -106,13 +121,9 @@ impl Machine {
         matches!(self.process.try_wait(), Ok(None))
     }
 
-    /// Pulls the plug.
+    /// Pulls the plug for good.
     pub fn cut(mut self) -> Outcome {
-        self.process
-            .kill()
-            .and_then(|()| self.process.wait())
-            .map(drop)
-            .map_err(|e| format!("kill QEMU: {e}"))
+        self.power_off()
     }
 
     /// Waits until the machine has switched itself off.

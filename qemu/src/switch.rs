@@ -1,4 +1,5 @@
-//! The A/B switch of a board: an update that is committed, one that panics three times, one that hangs three times.
+//! The A/B switch of a board: an update that is committed though the power fails twice and somebody reboots it, one that panics
+//! three times, one that hangs three times.
 //!
 //! The same scenario for every board; what differs is in `boards`, `machine`, `boot_partition` and `bootloader`.
 
@@ -10,6 +11,7 @@ use crate::Outcome;
 use crate::bootloader::{TRIES, gives_up, other, pid1_starts, trial_boot};
 use crate::cloud::Cloud;
 use crate::device::Device;
+use crate::hardware::Setup;
 use crate::images::{FIRST_VERSION, Fault, Lab};
 use crate::machine::Disk;
 use crate::timeline::Timeline;
@@ -19,6 +21,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 const GOOD: &str = "2.0.0";
 const PANICS: &str = "3.0.0";
 const HANGS: &str = "4.0.0";
+/// While this file is there, one of the health checks fails.
+const HOLD: &str = "/mnt/state/lab-hold";
 
 /// What was seen on a board.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,14 +63,21 @@ fn play_until_the_end(lab: &Lab, seen: &mut Seen) -> Outcome {
     }
     let disk = lab.disk(&os, &cloud)?;
     timeline.note("lab", "disk made: OS 1.0.0 in slot A, slot B empty");
+    let second = lab.second_disk(&disk)?;
 
-    let mut device = Device::switch_on(lab, &Disk { file: &disk, format: "raw" })?;
+    let setup = Setup { second_disk: second.as_ref().map(|s| s.image.clone()), ..Setup::default() };
+    let mut device = Device::switch_on_with(lab, &Disk { file: &disk, format: "raw" }, &setup)?;
     let mut scenario = Scenario { lab, cloud: &cloud, device: &mut device, timeline: &mut timeline, seen };
     let outcome = scenario.play();
     if outcome.is_err() {
         eprintln!("\nThe console's last lines:\n{}\n", device.last_lines(30));
     }
-    outcome
+    outcome?;
+    if let Some(second) = second {
+        second.check_untouched()?;
+        timeline.note("lab", "the second disk, with the same labels, is as it was");
+    }
+    Ok(())
 }
 
 fn make_bundle(lab: &Lab, timeline: &Timeline, version: &str, fault: Fault) -> Outcome {
@@ -91,33 +102,111 @@ impl Scenario<'_> {
         self.device.booted()?;
         let ready = self.ready()?;
         self.expect(&ready, 'A', FIRST_VERSION)?;
-        self.show_status()?;
+        self.facts()?;
+        self.show_status(&settled('A', FIRST_VERSION))?;
 
-        self.timeline.chapter("A good update");
-        self.install(GOOD, Fault::None, 'B')?;
-        self.note_trial_boot('B', 1)?;
-        self.device.booted()?;
-        let committed = self.device.status_until("the commit", 12 * MINUTE, |s| {
-            s["phase"] == "steady" && s["update"]["last"].to_string().contains(GOOD)
-        })?;
-        self.expect(&committed, 'B', GOOD)?;
-        self.show_status()?;
+        self.timeline.chapter("A good update, with two power cuts and a reboot in its trial");
+        self.succeeds(GOOD, 'B')?;
 
         self.timeline.chapter("An update that panics in each of its boots");
-        self.fails(PANICS, Fault::BrokenInit, "Kernel panic - not syncing:")?;
+        let words = if self.lab.board.has_pstore { "its last boot failed: kernel panic: " } else { "" };
+        self.fails(PANICS, Fault::BrokenInit, "Kernel panic - not syncing:", words)?;
         self.seen.rollback = true;
         if !self.lab.board.has_watchdog {
             return Ok(());
         }
         self.timeline.chapter("An update that hangs in each of its boots");
-        self.fails(HANGS, Fault::Hang, self.lab.board.system.sign_of_hang())?;
+        let words = "its last boot failed: it hung and the watchdog reset the machine";
+        self.fails(HANGS, Fault::Hang, self.lab.board.system.sign_of_hang(), words)?;
         self.seen.hang = true;
         Ok(())
     }
 
+    /// Installs an update that is committed in the end. What counts as a failed boot, and what does not: the power is cut
+    /// early in the first boot, and late in the second; the third is rebooted in order, and has its try back.
+    fn succeeds(&mut self, version: &str, slot: char) -> Outcome {
+        self.device.ask(&format!("touch {HOLD} && sync"), MINUTE)?;
+        self.install(version, Fault::None, slot)?;
+        self.note_trial_boot(slot, 1)?;
+        self.power_cut("early in this boot")?;
+        self.note_trial_boot(slot, 2)?;
+        self.on_trial(version, slot, 1)?;
+        self.power_cut("when the system was up")?;
+        self.note_trial_boot(slot, 3)?;
+        let status = self.on_trial(version, slot, 0)?;
+        let failure = &status["update"]["failure"];
+        if failure != "power was lost, or somebody reset the machine" {
+            return Err(format!("expected to be told of the power cut, not of {failure}: {status}"));
+        }
+        self.timeline.note("status", &format!("an earlier boot failed: {failure}"));
+        self.device.start("systemctl reboot")?;
+        self.timeline.note("lab", "this boot is asked to end: its try is given back");
+        self.note_trial_boot(slot, 3)?;
+        self.on_trial(version, slot, 0)?;
+        self.device.ask(&format!("rm {HOLD} && sync"), MINUTE)?;
+        let committed = self.device.status_until("the commit", 12 * MINUTE, |s| {
+            s["phase"] == "steady" && s["update"]["last"].to_string().contains(version)
+        })?;
+        self.expect(&committed, slot, version)?;
+        let last = format!("Last update {version} of slot {slot}: committed: passed its health checks");
+        self.show_status(&[&settled(slot, version)[..], &[last]].concat())
+    }
+
+    fn power_cut(&mut self, when: &str) -> Outcome {
+        self.device.power_cut()?;
+        self.timeline.note("lab", &format!("the power is cut {when}, and comes back"));
+        Ok(())
+    }
+
+    /// Waits until the new system is up, and sees that it is on trial with so many tries left.
+    fn on_trial(&mut self, version: &str, slot: char, tries_left: usize) -> Outcome<Value> {
+        self.device.booted()?;
+        let status = self.device.status()?;
+        let trial = &status["boot"]["trial"];
+        let os = &status["os"];
+        if status["phase"] != "on-trial"
+            || (&os["version"], &os["slot"]) != (&version.into(), &slot.to_string().into())
+            || (&trial["slot"], &trial["tries_left"]) != (&slot.to_string().into(), &tries_left.into())
+        {
+            return Err(format!(
+                "expected {version} on trial in slot {slot}, {tries_left} tries left: {status}"
+            ));
+        }
+        self.timeline
+            .note("status", &format!("{version} runs on trial, {tries_left} tries left after this one"));
+        Ok(status)
+    }
+
+    /// What the device says that it is, and where its partitions are.
+    fn facts(&mut self) -> Outcome {
+        let (board, status) = (self.lab.board, self.device.status()?);
+        let device = &status["device"];
+        if device["type"] != board.device_type || device["arch"] != board.arch() {
+            return Err(format!("expected {} of {}: {status}", board.device_type, board.arch()));
+        }
+        let root = self.device.ask("cat /run/twinhull/root-device", MINUTE)?.trim().to_owned();
+        let disk = root.trim_end_matches(|c: char| c.is_ascii_digit());
+        let mounts = self.device.ask("cat /proc/mounts", MINUTE)?;
+        for place in ["/mnt/boot", "/mnt/state", "/mnt/data"] {
+            let line = mounts.lines().find(|l| l.split(' ').nth(1) == Some(place)).unwrap_or_default();
+            if !line.starts_with(&format!("/dev/{disk}")) {
+                return Err(format!("the root is {root}, but on {place} there is {line:?}"));
+            }
+        }
+        self.timeline.note(
+            "device",
+            &format!(
+                "{} of {}; boot, state and data are on the disk of {root}",
+                board.device_type,
+                board.arch()
+            ),
+        );
+        Ok(())
+    }
+
     /// Installs an update into slot A that fails in each of its boots with `sign` on the console, and sees the old
-    /// system come back by itself.
-    fn fails(&mut self, version: &str, fault: Fault, sign: &str) -> Outcome {
+    /// system come back by itself, and give a reason with `words`.
+    fn fails(&mut self, version: &str, fault: Fault, sign: &str, words: &str) -> Outcome {
         let slot = 'A';
         self.install(version, fault, slot)?;
         for n in 1..=TRIES {
@@ -136,7 +225,13 @@ impl Scenario<'_> {
         if last["result"] != "rolled-back" || !last.to_string().contains(version) {
             return Err(format!("expected {version} to be rolled back: {status}"));
         }
-        self.show_status()
+        let reason = last["reason"].to_string();
+        if !reason.contains(words) {
+            return Err(format!("expected the reason to say {words:?}: {reason}"));
+        }
+        let last =
+            format!("Last update {version} of slot {slot}: rolled back: slot {slot} used up its tries");
+        self.show_status(&[&settled(other(slot), GOOD)[..], &[last]].concat())
     }
 
     fn note_trial_boot(&mut self, slot: char, n: usize) -> Outcome {
@@ -186,14 +281,27 @@ impl Scenario<'_> {
         }
     }
 
-    /// The lines of `twinhull status` about the switch.
-    fn show_status(&mut self) -> Outcome {
+    /// The lines of `twinhull status` about the switch, which must begin in these words.
+    fn show_status(&mut self, expected: &[String]) -> Outcome {
         let said = self.device.run("twinhull status", 2 * MINUTE)?.output;
-        for word in ["OS ", "Boot plan", "Phase", "Last update"] {
-            if let Some(line) = said.lines().find(|l| l.starts_with(word)) {
-                self.timeline.note("status", line);
-            }
+        for words in expected {
+            let words = words.replace(CHOOSER, self.lab.board.bootloader.chooser());
+            let line = said.lines().find(|l| l.starts_with(&words));
+            let line = line.ok_or_else(|| format!("expected `twinhull status` to say {words:?}: {said}"))?;
+            self.timeline.note("status", line);
         }
         Ok(())
     }
+}
+
+/// Stands for the bootloader's name.
+const CHOOSER: &str = "CHOOSER";
+
+/// What `twinhull status` says of a device at rest.
+fn settled(slot: char, version: &str) -> [String; 3] {
+    [
+        format!("OS          {version} in slot {slot}"),
+        format!("Boot plan   {CHOOSER}: primary slot {slot}"),
+        "Phase       steady: no update is under way".into(),
+    ]
 }

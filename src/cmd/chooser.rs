@@ -170,6 +170,21 @@ mod tests {
     }
 
     #[test]
+    fn the_eeprom_s_age_is_read_from_the_device_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::new(dir.path());
+        assert_eq!(eeprom_built(&root).unwrap(), None);
+        let node = root.path("/proc/device-tree/chosen/bootloader/build-timestamp");
+        sys::durable::create_dir(node.parent().unwrap()).unwrap();
+        // 2023-01-11, as the firmware writes it: the most significant byte first.
+        sys::durable::replace(&node, &[0x63, 0xbd, 0xfc, 0x80], 0o644).unwrap();
+        assert_eq!(eeprom_built(&root).unwrap(), Some(1_673_395_328));
+        sys::durable::replace(&node, b"\0\0\0", 0o644).unwrap();
+        let e = eeprom_built(&root).unwrap_err().to_string();
+        assert!(e.ends_with("build-timestamp: 3 bytes, expected 4"), "{e}");
+    }
+
+    #[test]
     fn none_and_several_are_errors_that_name_the_files() {
         let e = find_among(&["/mnt/boot/config.json"]).unwrap_err().to_string();
         assert!(e.starts_with("no bootloader's environment found, looked for "), "{e}");

@@ -9,7 +9,7 @@ use twinhull::boot::efi::{EfiBoot, Efivarfs, LoadOption, Template, Volume};
 use twinhull::model::{BootPlan, Slot};
 
 use crate::random::Random;
-use crate::run;
+use crate::{run, verified};
 
 const GUIDS: [&str; 3] = [
     "11111111-2222-4333-8444-555555555501",
@@ -234,6 +234,22 @@ fn a_thousand_environments_are_read_and_written_as_efibootmgr_does() {
         assert_eq!(lab.foreign(&after), foreign, "seed {seed}");
         let kept = before.next.clone().filter(|n| Slot::ALL.iter().all(|slot| !before.is(n, *slot)));
         assert_eq!(after.next, kept, "seed {seed}");
+        // Armed, and its first try asked for: BootNext is the trial's entry.
+        let tries = u8::try_from(1 + random.below(9)).unwrap();
+        chooser.arm(&verified(primary), tries).unwrap();
+        assert_eq!(
+            chooser.plan().unwrap(),
+            BootPlan { primary: !primary, ..BootPlan::on_trial(primary, tries) }
+        );
+        chooser.before_reboot().unwrap();
+        let armed = lab.shown();
+        assert!(armed.next.as_ref().is_some_and(|n| armed.is(n, primary)), "seed {seed}: {armed:?}");
+        assert_eq!(armed.first(), Some(!primary), "seed {seed}: {armed:?}");
+        chooser.disarm(!primary).unwrap();
+        let after = lab.shown();
+        assert_eq!((after.first(), &after.next), (Some(!primary), &None), "seed {seed}: {after:?}");
+        assert_eq!(after.foreign_order(), before.foreign_order(), "seed {seed}");
+        assert_eq!(lab.foreign(&after), foreign, "seed {seed}");
         // The tool changes what we wrote.
         let number = after.order.iter().find(|n| after.is(n, !primary)).unwrap();
         lab.tool(&["-q", "-B", "-b", number]);

@@ -6,12 +6,17 @@ use twinhull::boot::{BootChooser, Directory, Environment};
 use twinhull::model::{BootPlan, Slot};
 
 use crate::random::{Random, foreign, value};
-use crate::run;
+use crate::{run, verified};
 
 /// What `grub-editenv list` shows, if no value has a line end.
 fn listed(file: &str) -> Vec<(String, String)> {
     let pair = |line: &str| line.split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned())).unwrap();
     run("grub-editenv", &[file, "list"]).lines().map(pair).collect()
+}
+
+/// The lines of foreign variables, byte for byte and in order; no value here has a line end.
+fn foreign_lines(raw: &[u8]) -> Vec<&[u8]> {
+    raw.split(|b| *b == b'\n').filter(|line| line.starts_with(b"x")).collect()
 }
 
 #[test]
@@ -56,5 +61,19 @@ fn a_thousand_environments_are_read_and_written_as_grub_editenv_does() {
         assert_eq!(foreign(&after), foreign(&written), "seed {seed}");
         assert_eq!(value(&after, "resin_root_part"), marks[usize::from(primary == Slot::A)]);
         assert_eq!((value(&after, "upgrade_available"), value(&after, "bootcount")), ("0", "0"));
+        let tries = u8::try_from(1 + random.below(9)).unwrap();
+        chooser.arm(&verified(primary), tries).unwrap();
+        assert_eq!(chooser.plan().unwrap(), BootPlan::on_trial(primary, tries));
+        let armed = listed(file);
+        let (count, limit) = match letters {
+            true => ((2 - i16::from(tries)).to_string(), value(&written, "os_bc_lim").to_owned()),
+            false => ("0".into(), tries.to_string()),
+        };
+        assert_eq!(value(&armed, "resin_root_part"), marks[usize::from(primary == Slot::B)], "seed {seed}");
+        assert_eq!((value(&armed, "upgrade_available"), value(&armed, "bootcount")), ("1", count.as_str()));
+        assert_eq!(value(&armed, "os_bc_lim"), limit);
+        chooser.disarm(!primary).unwrap();
+        assert_eq!(value(&listed(file), "upgrade_available"), "0");
+        assert_eq!(foreign_lines(&std::fs::read(&path).unwrap()), foreign_lines(&raw), "seed {seed}");
     }
 }

@@ -7,9 +7,10 @@ use std::process::Command;
 
 use twinhull::boot::sdboot::{Entry, EntryName, SystemdBoot, template_name};
 use twinhull::boot::{BootChooser, Directory};
-use twinhull::model::Slot;
+use twinhull::model::{BootPlan, Slot};
 
 use crate::random::Random;
+use crate::verified;
 
 const CASES: u64 = 1000;
 
@@ -59,6 +60,10 @@ fn a_thousand_directories_are_sorted_and_counted_as_bootctl_does() {
             let plan = chooser.plan().unwrap();
             chooser.commit(if random.below(2) == 0 { plan.primary } else { !plan.primary }).unwrap();
         }
+        if seed % 4 == 1 {
+            let trial = !chooser.plan().unwrap().primary;
+            chooser.arm(&verified(trial), u8::try_from(1 + random.below(9)).unwrap()).unwrap();
+        }
         let plan = chooser.plan().unwrap();
         let next = plan.trial.filter(|t| t.tries_left > 0);
         expected.push((next.map_or(plan.primary, |t| t.slot), next.map(|t| u64::from(t.tries_left))));
@@ -95,6 +100,95 @@ fn a_thousand_directories_are_sorted_and_counted_as_bootctl_does() {
         if !differ_in_the_count_alone(&files) {
             assert_eq!(found.1, expected.1, "seed {seed}: {names:?}");
         }
+    }
+}
+
+/// A root for systemd-bless-boot, which does nothing in a container: it goes by files that are not in this one. The firmware's
+/// variable says which entry was counted.
+const BLESS: &str = r#"
+mount -t tmpfs none "$1/root" || exit 77
+for d in bin sbin lib lib64 usr; do
+    if [ -L /$d ]; then cp -P /$d "$1/root/"; elif [ -d /$d ]; then mkdir "$1/root/$d" && mount --rbind /$d "$1/root/$d"; fi
+done
+mkdir -p "$1/root/proc" "$1/root/boot" "$1/root/sys/firmware/efi/efivars" || exit 77
+mount --rbind /proc "$1/root/proc" && mount --bind "$1/boots" "$1/root/boot" || exit 77
+exec chroot "$1/root" sh /boot/script
+"#;
+const COUNTED: &str = "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+
+/// An entry that systemd-boot has counted.
+struct Counted {
+    slot: Slot,
+    left: u8,
+    verb: &'static str,
+}
+
+#[test]
+fn a_thousand_trials_are_blessed_by_systemd_bless_boot_and_read_and_the_other_way_round() {
+    let dir = tempfile::tempdir().unwrap();
+    let boots = dir.path().join("boots");
+    std::fs::create_dir(dir.path().join("root")).unwrap();
+    let mut script = String::new();
+    let mut cases = Vec::new();
+    for seed in 0..CASES {
+        let mut random = Random::new(seed);
+        let here = boots.join(format!("{seed}/loader/entries"));
+        std::fs::create_dir_all(&here).unwrap();
+        for (file, content) in entries(&mut random) {
+            std::fs::write(here.join(file), content).unwrap();
+        }
+        let mut chooser = SystemdBoot::new(Directory::new(&here));
+        let primary = chooser.plan().unwrap().primary;
+        // A trial that was counted already and has as many tries left would stay as it is.
+        chooser.disarm(primary).unwrap();
+        let slot = !primary;
+        let tries = u8::try_from(1 + random.below(9)).unwrap();
+        chooser.arm(&verified(slot), tries).unwrap();
+        // systemd-boot renames it before it starts it, once or more.
+        let done = u8::try_from(1 + random.below(usize::from(tries))).unwrap();
+        let left = tries - done;
+        let name = |counter| EntryName { slot, counter: Some(counter) }.file();
+        let counted = name((left.into(), done.into()));
+        std::fs::rename(here.join(name((tries.into(), 0))), here.join(&counted)).unwrap();
+        let verb = ["good", "bad", "indeterminate"][random.below(3)];
+        let variable: Vec<u8> =
+            format!("\\loader\\entries\\{counted}\0").encode_utf16().flat_map(u16::to_le_bytes).collect();
+        std::fs::write(boots.join(format!("{seed}/variable")), [&b"\x06\0\0\0"[..], &variable].concat())
+            .unwrap();
+        let program = format!("/lib/systemd/systemd-bless-boot --path=/boot/{seed}");
+        writeln!(
+            script,
+            "cp /boot/{seed}/variable {COUNTED}; {program} status; {program} {verb}; {program} status"
+        )
+        .unwrap();
+        cases.push(Counted { slot, left, verb });
+    }
+    std::fs::write(boots.join("script"), script).unwrap();
+    let output =
+        Command::new("unshare").args(["-m", "sh", "-c", BLESS, "sh"]).arg(dir.path()).output().unwrap();
+    if output.status.code() == Some(77) {
+        println!("SKIPPED: needs the right to mount a tmpfs");
+        return;
+    }
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    let shown: Vec<_> = shown.lines().collect();
+    assert_eq!(shown.len(), 2 * cases.len(), "{}", String::from_utf8_lossy(&output.stderr));
+    for (seed, (shown, Counted { slot, left, verb })) in shown.chunks(2).zip(&cases).enumerate() {
+        // What twinhull wrote, the tool reads: not decided yet; and what it has decided then.
+        assert_eq!(shown[0], "indeterminate", "seed {seed}");
+        // Without tries left "bad" changes nothing.
+        let bad_again = *verb == "bad" && *left == 0;
+        assert_eq!(shown[1], if bad_again { "indeterminate" } else { verb }, "seed {seed}");
+        // What the tool made of it, twinhull reads.
+        let expected = match *verb {
+            "good" => BootPlan::settled(*slot),
+            "bad" => BootPlan::on_trial(*slot, 0),
+            _ => BootPlan::on_trial(*slot, *left),
+        };
+        let mut chooser = SystemdBoot::new(Directory::new(boots.join(format!("{seed}/loader/entries"))));
+        assert_eq!(chooser.plan().unwrap(), expected, "seed {seed}: {verb}");
+        chooser.disarm(expected.primary).unwrap();
+        assert_eq!(chooser.plan().unwrap(), BootPlan::settled(expected.primary), "seed {seed}");
     }
 }
 

@@ -6,10 +6,10 @@ use twinhull::boot::initramfs;
 use twinhull::boot::resin::{self, Partitions};
 use twinhull::boot::uboot_env::{Place, Places, UbootEnv, parse_config};
 use twinhull::boot::{BootChooser, Environment, Variables};
-use twinhull::model::Slot;
+use twinhull::model::{BootPlan, Slot};
 
 use crate::random::{Random, foreign, value};
-use crate::run;
+use crate::{run, verified};
 
 const PARTITIONS: Partitions = Partitions { a: 2, b: 3 };
 const NOTATION: resin::Notation = resin::Notation::Hex(PARTITIONS);
@@ -72,7 +72,16 @@ fn a_thousand_environments_are_read_and_written_as_the_tools_do() {
         assert_eq!(foreign(&after), foreign(&shown), "seed {seed}");
         assert_eq!(value(&after, "resin_root_part"), if primary == Slot::A { "3" } else { "2" });
         assert_eq!((value(&after, "upgrade_available"), value(&after, "bootcount")), ("0", "0"));
+        let tries = u8::try_from(1 + random.below(9)).unwrap();
+        chooser.arm(&verified(primary), tries).unwrap();
+        assert_eq!(chooser.plan().unwrap(), BootPlan::on_trial(primary, tries));
+        let armed = printed(config);
+        assert_eq!(foreign(&armed), foreign(&shown), "seed {seed}");
+        assert_eq!(value(&armed, "resin_root_part"), if primary == Slot::A { "2" } else { "3" });
+        assert_eq!((value(&armed, "upgrade_available"), value(&armed, "bootcount")), ("1", "0"));
+        assert_eq!(value(&armed, "os_bc_lim"), tries.to_string());
         chooser.disarm(primary).unwrap();
+        assert_eq!(foreign(&printed(config)), foreign(&shown), "seed {seed}");
         assert_eq!(value(&printed(config), "resin_root_part"), if primary == Slot::A { "2" } else { "3" });
         // The tool changes what we wrote.
         run("fw_setenv", &["-c", config, "resin_root_part", "3"]);

@@ -80,6 +80,7 @@ mod tests {
     use crate::sys;
 
     const SEED: &[u8] = include_bytes!("../../../tests/fixtures/grub/seed.grubenv");
+    const ESCAPES: &[u8] = include_bytes!("../../../tests/fixtures/grub/escapes.grubenv");
     const BOOTENV: &[u8] = include_bytes!("../../../tests/fixtures/grub/bootenv.grubenv");
 
     const NOTATION: Notation = Notation::Decimal(Partitions { a: 2, b: 3 });
@@ -116,7 +117,7 @@ mod tests {
 
     #[test]
     fn no_bit_and_no_byte_may_go_unnoticed_or_turn_into_a_default() {
-        for (raw, notation) in [(SEED, NOTATION), (BOOTENV, Notation::Letters)] {
+        for (raw, notation) in [(SEED, NOTATION), (ESCAPES, NOTATION), (BOOTENV, Notation::Letters)] {
             let harms = (0..raw.len() * 8).map(|bit| {
                 let mut raw = raw.to_vec();
                 raw[bit / 8] ^= 1 << (bit % 8);

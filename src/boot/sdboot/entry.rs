@@ -143,6 +143,23 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_lost_a_bit_or_its_end_is_foreign_or_says_what_it_means() {
+        let whole = b"twinhull-b+2-1.conf";
+        let flips = (0..whole.len() * 8).map(|bit| {
+            let mut raw = whole.to_vec();
+            raw[bit / 8] ^= 1 << (bit % 8);
+            raw
+        });
+        for raw in flips.chain((0..whole.len()).map(|n| whole[..n].to_vec())) {
+            let Ok(name) = String::from_utf8(raw) else { continue };
+            assert!(
+                EntryName::parse(&name)
+                    .is_none_or(|parsed| parsed.file() == name || name.ends_with("-0.conf"))
+            );
+        }
+    }
+
+    #[test]
     fn a_template_that_would_decide_for_itself_is_refused() {
         for (template, expected) in [
             ("title B\nlinux /b\nversion 9\n", "a template may not have \"version\""),

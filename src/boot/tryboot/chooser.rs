@@ -201,11 +201,21 @@ mod tests {
     #[test]
     fn foreign_lines_survive_byte_for_byte() {
         let mut chooser = chooser(TRIAL);
+        let text = |chooser: &Tryboot<MemoryStore>| {
+            String::from_utf8(chooser.store.read(FILE).unwrap().unwrap()).unwrap()
+        };
+        let expected = |all, tryboot, tries| {
+            format!(
+                "# kept\n[all]\ntryboot_a_b=1\nboot_partition={all}\n[pi5]\nboot_partition=9\n[tryboot]\n\
+                 boot_partition={tryboot}\n# twinhull: tries_left={tries}\n"
+            )
+        };
         chooser.commit(Slot::B).unwrap();
-        let raw = chooser.store.read(FILE).unwrap().unwrap();
-        let expected = "# kept\n[all]\ntryboot_a_b=1\nboot_partition=3\n[pi5]\nboot_partition=9\n[tryboot]\nboot_partition=3\n\
-            # twinhull: tries_left=2\n";
-        assert_eq!(String::from_utf8(raw).unwrap(), expected);
+        assert_eq!(text(&chooser), expected(3, 3, 2));
+        chooser.arm(&Verified::for_test(Slot::A), 5).unwrap();
+        assert_eq!(text(&chooser), expected(3, 2, 5));
+        chooser.disarm(Slot::B).unwrap();
+        assert_eq!(text(&chooser), expected(3, 3, 5));
     }
 
     #[test]
