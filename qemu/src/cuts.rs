@@ -8,13 +8,13 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::block_log::{Event, SECTOR_BYTES, Sector};
+use crate::block_log::{SECTOR_BYTES, Sector};
 use crate::boards::{self, Board};
 use crate::fat::{self, Tree};
 use crate::jury::{self, Case, CaseDisk, MOST};
 use crate::recorder::{self, Recording};
 use crate::recording::{Action, MARK, STEPS, Step, Writer};
-use crate::replay::{Replay, State};
+use crate::replay::{Event, Replay, State};
 use crate::rules::{self, Decision};
 use crate::{Outcome, boot_rom};
 

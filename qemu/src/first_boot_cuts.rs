@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::Outcome;
+use crate::block_log::BlockLog;
 use crate::cloud::{self, Cloud, Play};
 use crate::delivered::{self, Delivered};
 use crate::device::{BOOT, Device};
@@ -21,7 +22,7 @@ use crate::hardware::{Kernel, Setup};
 use crate::images::{FIRST_VERSION, Fault, Lab, Os, run};
 use crate::layout::Role;
 use crate::machine::{Disk, Machine};
-use crate::write_log::{self, Moment, WriteLog};
+use crate::moments::{self, Moment};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// For so long the cloud keeps its answer to the registration back: meanwhile the device can do nothing that follows from it.
@@ -34,7 +35,7 @@ struct Sweep<'a> {
     cloud: Cloud,
     delivered: Delivered,
     os: Os,
-    log: WriteLog,
+    log: BlockLog,
     /// The device that the logged boot registered, and the requests that had reached the drive by then.
     registered: (cloud::Device, usize),
     /// The disk with what is certain to be on the medium.
@@ -51,14 +52,14 @@ struct After {
 /// Cuts `cuts` times. The error says how often the device did not come back as it should.
 pub fn sweep(lab: &Lab, cuts: usize) -> Outcome {
     let mut sweep = Sweep::record(lab)?;
-    let moments = sweep.log.moments(cuts);
+    let moments = moments::moments(&sweep.log, cuts);
     println!("\ncut  requests       on the medium            cloud        the next boot");
     let disk = File::options().read(true).write(true).open(&sweep.disk);
     let disk = disk.map_err(|e| format!("{}: {e}", sweep.disk.display()))?;
     let (mut failed, mut flushed) = (0, 0);
     for (n, moment) in moments.into_iter().enumerate() {
-        flushed = sweep.log.advance(&disk, flushed, moment.requests)?;
-        let cached = sweep.log.add_cached(&disk, moment)?;
+        flushed = moments::advance(&sweep.log, &disk, flushed, moment.requests)?;
+        let cached = moments::add_cached(&sweep.log, &disk, moment)?;
         let whole_system = n % WHOLE_SYSTEM_EVERY == WHOLE_SYSTEM_EVERY - 1;
         let line = match sweep.boot(moment, whole_system) {
             Ok(line) => line,
@@ -77,9 +78,9 @@ pub fn sweep(lab: &Lab, cuts: usize) -> Outcome {
             "{:>3}  {:>6}/{:<6}  {medium:<23}  {known:<11}  {line}",
             n + 1,
             moment.requests,
-            sweep.log.len()
+            sweep.log.entries.len()
         );
-        write_log::undo(&disk, cached)?;
+        moments::undo(&disk, cached)?;
     }
     sweep.cloud.set_devices(Vec::new());
     println!(
@@ -111,11 +112,12 @@ impl<'a> Sweep<'a> {
             .inspect_err(|_| eprintln!("\nThe console's last lines:\n{}\n", device.last_lines(30)))?;
         device.machine.cut()?;
         fs::remove_file(&played).map_err(|e| format!("{}: {e}", played.display()))?;
-        let log = WriteLog::open(&log)?;
-        let registered = (recorded.0, log.len_within(recorded.1));
+        let log = BlockLog::open(&log)?;
+        let known = log.entries.iter().filter(|e| e.end() <= recorded.1).count();
+        let registered = (recorded.0, known);
         println!(
             "{} requests to the drive until the supervisor was healthy; registered after {} of them",
-            log.len(),
+            log.entries.len(),
             registered.1
         );
         Ok(Self { lab, cloud, delivered, os, log, registered, disk })

@@ -16,7 +16,7 @@ pub struct Setup {
     pub without_network: bool,
     /// A second disk, raw, behind the first.
     pub second_disk: Option<PathBuf>,
-    /// Where every write to the disk is noted, in the order in which the drive got them (`write_log`). The disk must be raw.
+    /// Where every write to the disk is noted, in the order in which the drive got them (`block_log`). The disk must be raw.
     pub write_log: Option<PathBuf>,
     /// What QEMU starts in place of firmware and bootloader.
     pub kernel: Option<Kernel>,

@@ -24,6 +24,7 @@ mod images;
 mod jury;
 mod layout;
 mod machine;
+mod moments;
 mod power_cut;
 mod preload;
 mod recorder;
@@ -39,7 +40,6 @@ mod tables;
 mod timeline;
 mod truth_table;
 mod verity;
-mod write_log;
 
 use std::process::ExitCode;
 

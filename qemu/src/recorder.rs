@@ -6,11 +6,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Outcome;
-use crate::block_log::{self, Event};
+use crate::block_log::BlockLog;
 use crate::disk::mtools;
 use crate::images::run;
 use crate::jury::{CASE_MIB, make_fat};
 use crate::recording::{ENVIRONMENT_BYTES, ENVIRONMENT_FILES, RECORDED, Writer};
+use crate::replay::{self, Event};
 
 const CACHE: &str = "target/lab";
 const RECORDER: &str = "target/debug/lab-recorder";
@@ -64,8 +65,7 @@ pub fn record(work: &Path, writers: &[Writer]) -> Outcome<Recording> {
             .to_owned(),
     ];
     guest(work, "plan", &plan, &block)?;
-    let raw = fs::read(&log).map_err(problem)?;
-    Ok(Recording { bases, events: block_log::parse(&raw)? })
+    Ok(Recording { bases, events: replay::events(&BlockLog::open(&log)?)? })
 }
 
 /// Lets the guest's kernel and twinhull look at boot partitions of a disk, each `(partition, writer)`; what the console says of

@@ -6,7 +6,49 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::block_log::{Event, Sector};
+use crate::Outcome;
+use crate::block_log::{BlockLog, SECTOR_BYTES, Sector};
+
+/// What a disk was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// These sectors, from this one on.
+    Write {
+        /// The first sector's number, from 0.
+        sector: u64,
+        /// Their contents.
+        content: Vec<Sector>,
+        /// Whether they must be on the medium before the next event.
+        through: bool,
+    },
+    /// All that was written before must be on the medium.
+    Flush,
+}
+
+/// What a log says, in order.
+///
+/// # Errors
+/// If it cannot be read, or has a discard, which nobody asks for who writes to a boot partition.
+pub fn events(log: &BlockLog) -> Outcome<Vec<Event>> {
+    let mut events = Vec::new();
+    for entry in &log.entries {
+        let sector = entry.at / SECTOR_BYTES as u64;
+        if entry.is_discard() {
+            return Err(format!(
+                "a discard of {} bytes from sector {sector} on, which nobody should ask for",
+                entry.len
+            ));
+        }
+        if entry.is_flush() {
+            events.push(Event::Flush);
+        }
+        if entry.len > 0 {
+            let content = log.content(entry, entry.len)?.as_chunks().0.to_vec();
+            events.push(Event::Write { sector, content, through: entry.is_through() });
+        }
+    }
+    Ok(events)
+}
 
 /// As many combinations of sectors are all tried at one moment; of more, a sample of as many, always the same.
 pub const ALL_OF: usize = 4096;
@@ -134,6 +176,18 @@ impl Random {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block_log::tests::{Request, log_bytes, opened};
+
+    #[test]
+    fn a_log_becomes_events() {
+        let bytes =
+            log_bytes(&[Request::Write(7, &[1, 2]), Request::Flush, Request::FlushAndWriteThrough(9, &[3])]);
+        let through = Event::Write { sector: 9, content: vec![[3; 512]], through: true };
+        let expected = [write(7, &[1, 2]), Event::Flush, Event::Flush, through];
+        assert_eq!(events(&opened(&bytes).unwrap()).unwrap(), expected);
+        let discard = opened(&log_bytes(&[Request::Discard(7, 2)])).unwrap();
+        assert!(events(&discard).unwrap_err().starts_with("a discard of 1024 bytes from sector 7 on"));
+    }
 
     fn write(sector: u64, bytes: &[u8]) -> Event {
         Event::Write { sector, content: bytes.iter().map(|b| [*b; 512]).collect(), through: false }
