@@ -72,7 +72,7 @@ fn systemd_boot(board: &Board, files: &Files, boot_files: &Path) -> Outcome {
             letter.to_ascii_uppercase(),
             options(board, slot),
         );
-        files.write(&format!("loader/entries/twinhull-{letter}.entry"), &entry)?;
+        files.write(&format!("loader/entries/twinhull.{letter}"), &entry)?;
         if slot == 0 {
             files.write(
                 "loader/entries/twinhull-a.conf",

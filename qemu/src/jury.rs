@@ -210,7 +210,11 @@ pub fn uboot_text_case(case: usize) -> String {
 
 /// GRUB's driver for a case with systemd-boot, which gives up when what it starts has ended.
 pub fn systemd_boot_case(case: usize) -> String {
-    format!("echo \"{}begins.\"\nchainloader \"${{case}}/EFI/BOOT/BOOTX64.EFI\"\nboot\n", line_of(case))
+    // GRUB tells what it starts that it came from `root`, wherever the file was.
+    format!(
+        "echo \"{}begins.\"\nset root=\"${{case}}\"\nchainloader /EFI/BOOT/BOOTX64.EFI\nboot\n",
+        line_of(case)
+    )
 }
 
 /// The slot that systemd-boot has started in a case: what it started says with which options.

@@ -178,7 +178,7 @@ pub fn boot_partition(work: &Path, writer: Writer) -> Outcome<Vec<u8>> {
                 files.copy(&format!("slot-{letter}/vmlinuz"), &program.display().to_string())?;
                 let entry =
                     format!("title slot {slot}\nlinux /slot-{letter}/vmlinuz\noptions lab-slot={slot}\n");
-                files.write(&format!("loader/entries/twinhull-{letter}.entry"), &entry)?;
+                files.write(&format!("loader/entries/twinhull.{letter}"), &entry)?;
                 if slot == 'A' {
                     let entry = format!("{entry}sort-key 0-twinhull\nversion 1\n");
                     files.write("loader/entries/twinhull-a.conf", &entry)?;
@@ -195,22 +195,8 @@ pub fn boot_partition(work: &Path, writer: Writer) -> Outcome<Vec<u8>> {
         _ => ("16", 4),
     };
     make_fat(&image, kind, sectors, CASE_MIB, &directory)?;
-    if writer == Writer::SystemdBoot {
-        make_room(work, &image, "loader/entries")?;
-    }
     leave_old_text(work, &image)?;
     fs::read(&image).map_err(|e| format!("{}: {e}", image.display()))
-}
-
-/// Makes a directory longer than it need be, as boot/README.md demands: it grows by a cluster, which is no single write.
-fn make_room(work: &Path, image: &Path, directory: &str) -> Outcome {
-    let empty = work.join("empty");
-    fs::write(&empty, "").map_err(|e| format!("{}: {e}", empty.display()))?;
-    let name = |n: usize| format!("::{directory}/a-file-with-a-long-name-that-takes-room-{n}");
-    for n in 0..16 {
-        run(mtools("mcopy").arg("-i").arg(image).arg(&empty).arg(name(n)))?;
-    }
-    run(mtools("mdel").arg("-i").arg(image).args((0..16).map(name))).map(drop)
 }
 
 /// What is free was used before: by text that no bootloader should ever take for its own.

@@ -43,13 +43,16 @@ pub const fn place(writer: Writer) -> &'static str {
 
 /// Whether a file may change while a writer works.
 pub fn is_written(writer: Writer, path: &str) -> bool {
-    // `NAME.new0` and so on: what it is before it has its name.
-    let name = path.split_once(".new").map_or(path, |(name, _)| name);
+    let begins_and_ends = |begin: &str, end: &str| path.starts_with(begin) && path.ends_with(end);
     match writer {
-        Writer::SystemdBoot => name.starts_with("loader/entries/twinhull-") && name.ends_with(".conf"),
-        Writer::UbootText => name == place(writer) || name == "bootcount.env",
-        Writer::UbootEnvRedundant | Writer::FwSetenvRedundant => ENVIRONMENT_FILES.contains(&name),
-        _ => name == place(writer),
+        // A new file is there with its short name first if the long one is in another sector: no entry for systemd-boot.
+        Writer::SystemdBoot => {
+            begins_and_ends("loader/entries/twinhull-", ".conf")
+                || begins_and_ends("loader/entries/TWINHU~", ".CON")
+        }
+        Writer::UbootText => [place(writer), "bootcount.env", "BOOTCO~1.ENV"].contains(&path),
+        Writer::UbootEnvRedundant | Writer::FwSetenvRedundant => ENVIRONMENT_FILES.contains(&path),
+        _ => path == place(writer),
     }
 }
 

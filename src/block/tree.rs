@@ -37,8 +37,8 @@ pub trait Tree {
     /// `Failed`, naming the file.
     fn flush(&mut self, paths: &[String]) -> Result<()>;
 
-    /// Replaces a small file, durably. A cut leaves the old or the new content there, or on FAT neither, but then the new
-    /// one under the same name with `.new` behind it.
+    /// Replaces a small file, durably. A cut leaves the old or the new content there, and maybe the new one under the same name
+    /// with `.new` behind it, whole or empty; or, as versions before this one left it, that alone.
     ///
     /// # Errors
     /// `Failed`, naming the file.
@@ -92,7 +92,7 @@ impl Tree for RealTree {
     fn replace(&mut self, path: &str, content: &[u8]) -> Result<()> {
         let path = self.path(path);
         sys::durable::create_dir(sys::durable::parent(&path)?)?;
-        sys::durable::replace(&path, content, 0o644)
+        sys::durable::replace_on_fat(&path, content, 0o644)
     }
 
     fn remove(&mut self, path: &str) -> Result<()> {

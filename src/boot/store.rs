@@ -36,18 +36,24 @@ pub trait Store {
     /// `Failed` if more would change; nothing is then written.
     fn overwrite(&mut self, name: &str, new: &[u8]) -> Result<()>;
 
-    /// Appends `padding` to a file. A cut leaves the old bytes, and behind them nothing, the padding or zeros; behind an
-    /// empty file anything.
+    /// Appends `padding` to a file. A cut leaves the old bytes, and behind them nothing, the padding or zeros; in a file that was
+    /// empty nothing or the padding.
     ///
     /// # Errors
     /// `Failed`, naming the file.
     fn pad(&mut self, name: &str, padding: &[u8]) -> Result<()>;
 
-    /// Makes a file that was not there. After a cut it is there whole, empty or not at all.
+    /// Makes a file that was not there, or was empty. After a cut it is there whole, empty or not at all.
     ///
     /// # Errors
     /// `Failed`, naming the file.
     fn create(&mut self, name: &str, content: &[u8]) -> Result<()>;
+
+    /// Sees that so many new names of so many letters fit into the directory without making it longer, which is no single write.
+    ///
+    /// # Errors
+    /// `Refused`, saying what to do.
+    fn check_room(&self, names: u64, letters: usize) -> Result<()>;
 
     /// Removes a file; one that is not there is fine.
     ///
@@ -118,6 +124,17 @@ impl Store for Directory {
 
     fn create(&mut self, name: &str, content: &[u8]) -> Result<()> {
         sys::durable::create_on_fat(&self.path(name), content, 0o644)
+    }
+
+    fn check_room(&self, names: u64, letters: usize) -> Result<()> {
+        match sys::fat_room::fitting(&self.0, letters)? {
+            Some(fitting) if fitting < names => Err(Error::refused(format!(
+                "{}: room for {fitting} new names, expected {names}: a power cut while a directory of FAT grows damages it; \
+                 remove files from it",
+                self.0.display()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn remove(&mut self, name: &str) -> Result<()> {

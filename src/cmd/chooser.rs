@@ -159,7 +159,7 @@ mod tests {
             ("/mnt/boot/bootenv", Chooser::BalenaBootloader),
             ("/mnt/boot/resinOS_uEnv.txt", Chooser::UbootText),
             ("/etc/fw_env.config", Chooser::UbootEnv),
-            ("/mnt/boot/loader/entries/twinhull-a.entry", Chooser::SystemdBoot),
+            ("/mnt/boot/loader/entries/twinhull.a", Chooser::SystemdBoot),
             ("/mnt/boot/autoboot.txt", Chooser::Tryboot),
             ("/mnt/boot/EFI/twinhull/a.entry", Chooser::Efi),
             ("/mnt/boot/initramfs.env", Chooser::Initramfs),

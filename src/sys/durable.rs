@@ -1,7 +1,12 @@
 //! Durable writes: after `Ok` the bytes survive a power cut; before it, the old ones do.
+//!
+//! What ends in `_on_fat` keeps that promise on FAT, and on other file systems too. Linux writes where a file of FAT is, and how
+//! long, into its directory, but only when the file itself is flushed; a flush of the directory leaves that as it is, and flushes
+//! the tables of clusters. (`fs/fat/file.c`, `fat_file_fsync`; `qemu/run block-log` replays what it comes to.)
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -9,7 +14,8 @@ use crate::{Doing, Error, Result};
 
 /// Replaces the file at `path` by `bytes` with mode `mode`: old or new after a cut at any point, never a mix.
 ///
-/// For file systems whose rename is atomic (ext4). On FAT use [`super::fatrw`], or `boot::Store` for what a bootloader reads.
+/// For file systems whose rename is atomic (ext4). On FAT use [`replace_on_fat`], [`super::fatrw`] for what other programs replace as
+/// well, or `boot::Store` for what a bootloader reads.
 ///
 /// # Errors
 /// `Failed`, naming the path. The old file is then still there, and what was written is removed.
@@ -51,63 +57,113 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
         .within(doing()))
 }
 
-/// Makes a file on FAT that was not there: whole, empty or not at all after a cut.
+/// Makes a file on FAT: after a cut it is there whole, empty or not at all. One that is there must be empty, as an earlier cut
+/// leaves it.
 ///
-/// What an earlier cut left of another attempt is not touched: its name may be on the medium without its clusters, which may be
-/// another file's by now, and to truncate or remove it would free them, or be the error that makes the file system read-only.
-/// It takes one cluster, and no bootloader looks at it.
+/// It has its name from the beginning. First that is durable, with no cluster; then the clusters and what is in them, which nothing
+/// refers to yet; then where the file begins and how long it is, within one sector. A temporary name would need more room in the
+/// directory, and a cut in its rename leaves two names with the same clusters: to remove one of them frees those of the other.
 ///
 /// # Errors
 /// As [`replace`].
 pub fn create_on_fat(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let doing = || format!("write {}", path.display());
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(mode);
-    let mut attempt = 0_u32;
-    let (temporary, file) = loop {
-        let temporary = beside(path, &format!(".new{attempt}"))?;
-        match options.open(&temporary) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => attempt += 1,
-            opened => break (temporary, opened.doing(doing)?),
-        }
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(mode)
+        .open(path)
+        .doing(doing)?;
+    if file.metadata().doing(doing)?.len() > 0 {
+        return Err(Error::failed("is there already").within(doing()));
+    }
+    file.sync_all().doing(doing)?;
+    let dir = parent(path)?;
+    sync_dir(dir).doing(doing)?;
+    lengthen(&file, dir, 0, bytes).doing(doing)
+}
+
+/// Replaces a file on FAT: the old or the new one is there after a cut at any point; if there was none, none or an empty one.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_on_fat(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    if fs::metadata(path).map_or(0, |old| old.len()) == 0 {
+        return create_on_fat(path, bytes, mode);
+    }
+    let temporary = temporary(path)?;
+    remove(&temporary)?;
+    create_on_fat(&temporary, bytes, mode)?;
+    rename_on_fat(&temporary, path)
+}
+
+/// Gives a durable file the name of another on FAT, which is gone then: that name is the old or the new file after a cut at any
+/// point, or an empty one if there was none.
+///
+/// First the file's own name goes, while the other still is where the old file is: never two names have the same clusters. The old
+/// file is open until nothing refers to its clusters, which are freed only then.
+///
+/// # Errors
+/// `Failed`, naming the path.
+pub fn rename_on_fat(from: &Path, to: &Path) -> Result<()> {
+    let doing = || format!("rename {} to {}", from.display(), to.display());
+    let file = File::open(from).doing(doing)?;
+    let old = match File::open(to) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        old => Some(old.doing(doing)?),
     };
-    swap(&temporary, file, path, |file| Ok(file.write_all(bytes)?))
+    fs::rename(from, to).doing(doing)?;
+    sync_dir(parent(to)?).doing(doing)?;
+    file.sync_all().doing(doing)?;
+    drop(old);
+    Ok(())
+}
+
+/// Writes `bytes` at the end of a file of `end` bytes: nothing of them is in it after a cut, or all.
+///
+/// The clusters and what is in them are durable before the file's length is. A name on the medium whose clusters are free there
+/// would be an error for who removes it, which makes Linux take the file system for damaged.
+fn lengthen(file: &File, dir: &Path, end: u64, bytes: &[u8]) -> Result<()> {
+    file.write_all_at(bytes, end)?;
+    write_back(file)?;
+    sync_dir(dir)?;
+    Ok(file.sync_all()?)
+}
+
+/// Writes what is in a file to the disk, not what is about it; without a flush of the disk's own cache.
+fn write_back(file: &File) -> Result<()> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: sync_file_range(2) takes an open descriptor and numbers, and no pointer.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error().into()),
+    }
 }
 
 fn swap_in(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let temporary = beside(path, ".new")?;
+    let doing = || format!("write {}", path.display());
+    let temporary = temporary(path)?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true).mode(mode);
-    let file = options.open(&temporary).doing(|| format!("write {}", path.display()))?;
-    swap(&temporary, file, path, fill)
-}
-
-fn beside(path: &Path, ending: &str) -> Result<PathBuf> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(ending);
-    Ok(parent(path)?.join(name))
-}
-
-fn swap(
-    temporary: &Path,
-    mut file: File,
-    path: &Path,
-    fill: impl FnOnce(&mut File) -> Result<()>,
-) -> Result<()> {
-    let dir = parent(path)?;
-    let doing = || format!("write {}", path.display());
-    // FAT writes where a renamed file is, and how long, with the file, not with its name: until the second flush the medium
-    // may have an empty file under the new name, and none under the old one.
+    let mut file = options.open(&temporary).doing(doing)?;
     let done = fill(&mut file)
         .and_then(|()| Ok(file.sync_all()?))
-        .and_then(|()| Ok(fs::rename(temporary, path)?))
-        .and_then(|()| Ok(file.sync_all()?));
+        .and_then(|()| Ok(fs::rename(&temporary, path)?));
     if let Err(e) = done {
         // The error that counts is the one above.
-        let _ = fs::remove_file(temporary);
+        let _ = fs::remove_file(&temporary);
         return Err(e).doing(doing);
     }
-    sync_dir(dir).doing(doing)
+    sync_dir(parent(path)?).doing(doing)
+}
+
+fn temporary(path: &Path) -> Result<PathBuf> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    Ok(parent(path)?.join(name))
 }
 
 /// A file in `dir` that has no name any more and is gone when it is closed.
@@ -123,11 +179,10 @@ pub fn scratch(dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Appends `bytes` to an existing file and flushes it. What stood there before is not touched.
+/// Appends `bytes` to an existing file: after a cut all of them are there, or none.
 ///
-/// The file's last sector is first written once more as it is: behind the file's end the kernel writes zeros, so if a cut
-/// leaves the new length without the new bytes, there are zeros, not what the cluster held before. (A file that was
-/// empty gets a cluster of unknown content.)
+/// The file's last sector is first written once more as it is: behind the file's end the kernel writes zeros. So if somebody's
+/// sync(2) at the wrong moment makes the new length durable before the new bytes, there are zeros, not what the cluster held before.
 ///
 /// # Errors
 /// `Failed`, naming the path.
@@ -141,16 +196,7 @@ pub fn append(path: &Path, bytes: &[u8]) -> Result<()> {
         file.write_all_at(&last, end - 1).doing(doing)?;
         file.sync_all().doing(doing)?;
     }
-    file.write_all_at(bytes, end).doing(doing)?;
-    file.sync_all().doing(doing)
-}
-
-/// Creates (or truncates) `path`, writes and flushes it. Its directory entry is durable only after
-/// [`sync_dir`].
-pub(super) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
-    file.write_all(bytes)?;
-    Ok(file.sync_all()?)
+    lengthen(&file, parent(path)?, end, bytes).doing(doing)
 }
 
 /// Makes a file of `len` bytes whose blocks belong to it and are not written.
@@ -270,18 +316,26 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_attempt_left_is_not_touched() {
+    fn a_file_on_fat_is_made_once_and_what_a_cut_left_empty_is_filled() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        for left in ["a.new0", "a.new1"] {
-            fs::write(dir.path().join(left), b"left").unwrap();
-        }
+        fs::write(&path, b"").unwrap();
         create_on_fat(&path, b"new", 0o600).unwrap();
+        let e = create_on_fat(&path, b"other", 0o600).unwrap_err().to_string();
+        assert_eq!(e, format!("write {}: is there already", path.display()));
         assert_eq!(fs::read(&path).unwrap(), b"new");
-        for left in ["a.new0", "a.new1"] {
-            assert_eq!(fs::read(dir.path().join(left)).unwrap(), b"left");
+    }
+
+    #[test]
+    fn a_replacement_on_fat_takes_the_place_of_whatever_a_cut_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        for content in [b"one".as_slice(), b"two", b"three"] {
+            fs::write(dir.path().join("a.new"), b"left").unwrap();
+            replace_on_fat(&path, content, 0o600).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), content);
         }
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

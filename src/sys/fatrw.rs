@@ -5,10 +5,10 @@
 //! whole journal file and puts it in place. balenaOS's scripts, os-config and the supervisor do the same with the
 //! same names, so either side finishes what the other began.
 //!
-//! Order of a write, each line durable before the next: the journal file, its directory entry | a copy of it
-//! (`….tmp`) | the copy renamed over the target | the journal file removed. balena's own flushes the copy only
-//! with its directory; here it is flushed before it is renamed, and once more after it: Linux writes the length and place of
-//! a renamed file with the file, not with its name.
+//! Order of a write, each durable before the next: the journal file | a copy of it (`….tmp`) | the copy renamed over the target | the
+//! journal file removed. balena's own leaves more to chance: a cut may leave names of it whose clusters are free, or two names
+//! with the same clusters, and to remove such a file is an error or frees those of the target. Here no cut does
+//! (`durable`, what ends in `_on_fat`), so what was left may be removed.
 //!
 //! Source: balena-os/fatrw `src/write.rs`, `src/fs.rs`, `src/checksum.rs`.
 
@@ -27,19 +27,13 @@ const MODE: u32 = 0o600;
 /// What was just done to the disk; in a test, the power may go after each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// The journal file was written and flushed; its name may yet be lost.
+    /// The journal file is durable: the write has happened.
     JournalWritten,
-    /// Its name is durable: the write has happened.
-    JournalLinked,
-    /// The copy of it was written and flushed.
+    /// The copy of it is durable.
     Copied,
-    /// The copy was renamed over the target; the directory is not flushed yet.
-    Renamed,
-    /// The directory is flushed.
-    TargetLinked,
-    /// The journal file was removed; the directory is not flushed yet.
-    JournalRemoved,
-    /// The removal is durable.
+    /// The copy has the target's name, durably.
+    Placed,
+    /// The journal file is gone, durably.
     Finished,
     /// A stale file of an earlier write was removed.
     StaleRemoved,
@@ -102,13 +96,11 @@ pub fn write_observed(path: &Path, bytes: &[u8], observer: &Observer) -> Result<
         md5_hex(bytes)
     ));
     if let Err(e) = put_journal(&journal, bytes) {
-        // It is not durable, so nothing was promised; what there is of it only takes room.
-        let _ = fs::remove_file(&journal);
+        // Nothing was promised; what there is of it only takes room.
+        let _ = durable::remove(&journal);
         return Err(e.within(doing()));
     }
     observer(Op::JournalWritten)?;
-    durable::sync_dir(directory(path)).doing(doing)?;
-    observer(Op::JournalLinked)?;
     if let Err(e) = copy(&journal, bytes) {
         // The caller is told that nothing was written, so nothing may be put in place later.
         durable::remove(&journal).doing(doing)?;
@@ -119,7 +111,7 @@ pub fn write_observed(path: &Path, bytes: &[u8], observer: &Observer) -> Result<
 }
 
 fn put_journal(journal: &Path, bytes: &[u8]) -> Result<()> {
-    durable::write_new(journal, bytes, MODE)?;
+    durable::create_on_fat(journal, bytes, MODE)?;
     let written = File::open(journal)?;
     file::drop_cache(&written)?;
     if fs::read(journal)? != bytes {
@@ -131,24 +123,17 @@ fn put_journal(journal: &Path, bytes: &[u8]) -> Result<()> {
 /// Copies a durable journal file to where it can be renamed from. May be repeated.
 fn copy(journal: &Path, bytes: &[u8]) -> Result<()> {
     let copy = journal.with_extension("tmp");
-    durable::write_new(&copy, bytes, MODE).inspect_err(|_| {
+    durable::create_on_fat(&copy, bytes, MODE).inspect_err(|_| {
         // No room for both: what there is of it only takes room. The journal file is the caller's.
-        let _ = fs::remove_file(&copy);
+        let _ = durable::remove(&copy);
     })
 }
 
 /// From the copy to the target.
 fn place(journal: &Path, path: &Path, observer: &Observer) -> Result<()> {
-    let dir = directory(path);
-    fs::rename(journal.with_extension("tmp"), path)?;
-    observer(Op::Renamed)?;
-    // Until the file itself is flushed under its new name, the medium may have an empty one there.
-    File::open(path)?.sync_all()?;
-    durable::sync_dir(dir)?;
-    observer(Op::TargetLinked)?;
-    fs::remove_file(journal)?;
-    observer(Op::JournalRemoved)?;
-    durable::sync_dir(dir)?;
+    durable::rename_on_fat(&journal.with_extension("tmp"), path)?;
+    observer(Op::Placed)?;
+    durable::remove(journal)?;
     observer(Op::Finished)
 }
 
@@ -157,14 +142,9 @@ fn recover(path: &Path, limit_bytes: u64, observer: &Observer) -> Result<()> {
     let leftovers = Leftovers::find(path, limit_bytes)?;
     if !leftovers.stale.is_empty() {
         for stale in &leftovers.stale {
-            match fs::remove_file(stale) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(e).doing(|| format!("remove {}", stale.display()));
-                }
-                _ => observer(Op::StaleRemoved)?,
-            }
+            durable::remove(stale)?;
+            observer(Op::StaleRemoved)?;
         }
-        durable::sync_dir(directory(path))?;
     }
     match leftovers.whole {
         Some((journal, bytes)) => {
@@ -245,6 +225,7 @@ mod tests {
     const OLD: &[u8] = b"{\"old\":1}";
     const NEW: &[u8] = b"{\"new\":\"a longer text than before\"}";
     const LIMIT: u64 = 1 << 20;
+    const ORDER: [Op; 4] = [Op::JournalWritten, Op::Copied, Op::Placed, Op::Finished];
 
     fn host() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
@@ -276,7 +257,7 @@ mod tests {
 
     type Harm = Box<dyn Fn(&Path)>;
 
-    /// What else the disk may hold after a cut in which the last operations had not been flushed.
+    /// What else the disk may hold after a cut within the last operation, or another program's, which flushes less.
     fn torn(path: &Path, last: Op) -> Vec<Harm> {
         let mut worlds: Vec<Harm> = vec![Box::new(|_| {})];
         let shorten = |kind: &'static str, worlds: &mut Vec<Harm>| {
@@ -299,7 +280,7 @@ mod tests {
             Op::JournalWritten => shorten("md5sum", &mut worlds),
             Op::Copied => shorten("tmp", &mut worlds),
             // FAT writes the two entries one after the other, and their blocks in any order.
-            Op::Renamed => {
+            Op::Placed => {
                 worlds.push(Box::new(|path| fs::remove_file(path).unwrap()));
                 worlds.push(Box::new(|path| fs::write(path, b"").unwrap()));
                 worlds.push(Box::new(|path| fs::write(path, OLD).unwrap()));
@@ -308,11 +289,11 @@ mod tests {
                     fs::copy(path, copy).unwrap();
                 }));
             }
-            Op::JournalRemoved => worlds.push(Box::new(|path| {
+            Op::Finished => worlds.push(Box::new(|path| {
                 let name = format!(".config.json.0badcafe.{}.md5sum", md5_hex(NEW));
                 fs::write(path.with_file_name(name), NEW).unwrap();
             })),
-            Op::JournalLinked | Op::TargetLinked | Op::Finished | Op::StaleRemoved => {}
+            Op::StaleRemoved => {}
         }
         worlds
     }
@@ -326,10 +307,7 @@ mod tests {
             Ok(())
         })
         .unwrap();
-        use Op::*;
-        let order =
-            [JournalWritten, JournalLinked, Copied, Renamed, TargetLinked, JournalRemoved, Finished].to_vec();
-        assert_eq!(ops.into_inner(), order);
+        assert_eq!(ops.into_inner(), ORDER);
         assert_eq!(files(&path), ["config.json"]);
         assert_eq!(fs::read(&path).unwrap(), NEW);
     }
@@ -341,18 +319,7 @@ mod tests {
             let (_dir, path) = host();
             let Err(e) = write_observed(&path, NEW, &cut_after(at)) else { break };
             let text = e.to_string();
-            let op = [
-                Op::JournalWritten,
-                Op::JournalLinked,
-                Op::Copied,
-                Op::Renamed,
-                Op::TargetLinked,
-                Op::JournalRemoved,
-                Op::Finished,
-            ]
-            .into_iter()
-            .find(|op| text.ends_with(&format!("{op:?}")))
-            .unwrap();
+            let op = ORDER.into_iter().find(|op| text.ends_with(&format!("{op:?}"))).unwrap();
             let worlds = torn(&path, op).len();
             for world in 0..worlds {
                 let (_dir, path) = host();
@@ -384,7 +351,7 @@ mod tests {
             assert_eq!(files(&path), ["config.json"]);
             cuts += 1;
         }
-        assert_eq!(cuts, 6); // a stale file removed, then Copied to Finished
+        assert_eq!(cuts, 4); // a stale file removed, then Copied to Finished
     }
 
     /// As balena-os/fatrw, tests/integration.rs: `read_target_only`, `read_md5sum`, `read_multiple_md5sums`.

@@ -14,6 +14,7 @@ pub mod device_mapper;
 pub mod direct;
 pub mod durable;
 pub mod efivar;
+pub mod fat_room;
 pub mod fatrw;
 pub mod file;
 pub mod http;

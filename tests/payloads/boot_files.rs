@@ -14,7 +14,7 @@ pub fn bench() -> Bench {
     for slot in ["a", "b"] {
         let entry =
             format!("title {slot}\nlinux /slot-{slot}/vmlinuz\noptions root=PARTLABEL=resin-root ro\n");
-        device.write(&format!("mnt/boot/loader/entries/twinhull-{slot}.entry"), &entry);
+        device.write(&format!("mnt/boot/loader/entries/twinhull.{slot}"), &entry);
     }
     let first = "title a\nlinux /slot-a/vmlinuz\noptions root=PARTLABEL=resin-root ro\nsort-key 0-twinhull\nversion 1\n";
     device.write("mnt/boot/loader/entries/twinhull-a.conf", first);

@@ -1,6 +1,6 @@
 //! The entries as a boot chooser.
 
-use super::entry::{Entry, EntryName, template_name};
+use super::entry::{Entry, EntryName, LETTERS, template_name};
 use crate::block::Verified;
 use crate::boot::{BootChooser, Store};
 use crate::model::{BootPlan, Slot};
@@ -10,9 +10,8 @@ use crate::{Doing, Error, Result};
 ///
 /// systemd-boot starts the entry with the highest version that has tries left or is not counted. The primary has one that
 /// is not counted. A trial has a counted one of a higher version: making that file arms it. A commit makes one of a still
-/// higher version that is not counted. Each is written under another name, flushed and renamed to a name that is new, so
-/// after a cut it is there whole, empty or not at all; what is left over only goes afterwards. Entries that are not ours are not
-/// touched.
+/// higher version that is not counted. Each has a name that is new, and after a cut it is there whole, empty or not at all; what is
+/// left over only goes afterwards. Entries that are not ours are not touched.
 #[derive(Debug)]
 pub struct SystemdBoot<S> {
     /// `loader/entries` of the boot partition.
@@ -75,7 +74,13 @@ impl<S: Store> SystemdBoot<S> {
             self.remove(&all, |e| e.name == primary.name)?;
             self.make(primary.name, version)?;
         }
-        self.remove(&all, |e| e.name != primary.name)
+        // Empty ones too, which were loaded as none: the directory would fill up with them.
+        for file in self.entries.list()? {
+            if EntryName::parse(&file).is_some_and(|name| name != primary.name) {
+                self.entries.remove(&file)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -105,6 +110,8 @@ impl<S: Store> BootChooser for SystemdBoot<S> {
         }
         // What is left of an earlier trial would not be counted from the beginning.
         self.settle(plan.primary).doing(|| "boot plan")?;
+        // For the trial's entry, which systemd-boot gives another name, and then for the one of the commit.
+        self.entries.check_room(2, LETTERS).doing(|| "boot plan")?;
         let version = self.primary(&self.load()?)?.version + 1;
         self.make(EntryName { slot: slot.slot(), counter: Some((tries.into(), 0)) }, version)
             .doing(|| "boot plan")
@@ -142,8 +149,8 @@ mod tests {
     use crate::sys;
 
     const TEMPLATES: [(&str, &[u8]); 2] = [
-        ("twinhull-a.entry", b"title A\nlinux /slot-a/vmlinuz\noptions root=PARTUUID=aa quiet\n"),
-        ("twinhull-b.entry", b"title B\nlinux /slot-b/vmlinuz\noptions root=PARTUUID=bb quiet\n"),
+        ("twinhull.a", b"title A\nlinux /slot-a/vmlinuz\noptions root=PARTUUID=aa quiet\n"),
+        ("twinhull.b", b"title B\nlinux /slot-b/vmlinuz\noptions root=PARTUUID=bb quiet\n"),
     ];
     const A_4: &[u8] = b"title A\nlinux /slot-a/vmlinuz\nsort-key 0-twinhull\nversion 4\n";
     const B_5: &[u8] = b"title B\nlinux /slot-b/vmlinuz\nsort-key 0-twinhull\nversion 5\n";
@@ -190,7 +197,7 @@ mod tests {
         chooser.commit(Slot::B).unwrap();
         assert_eq!(
             chooser.entries.list().unwrap(),
-            ["memtest+2.conf", "twinhull-a.entry", "twinhull-b.conf", "twinhull-b.entry"]
+            ["memtest+2.conf", "twinhull-b.conf", "twinhull.a", "twinhull.b"]
         );
         assert_eq!(chooser.entries.read(foreign.0).unwrap().unwrap(), foreign.1);
     }
@@ -221,6 +228,9 @@ mod tests {
         assert_eq!(chooser.plan().unwrap(), BootPlan::settled(Slot::A));
         chooser.arm(&Verified::for_test(Slot::B), 3).unwrap();
         assert_eq!(chooser.plan().unwrap(), BootPlan::on_trial(Slot::B, 3));
+        let mut chooser = entries(&[("twinhull-a.conf", A_4), ("twinhull-b+3.conf", b"")]);
+        chooser.disarm(Slot::A).unwrap();
+        assert_eq!(chooser.entries.list().unwrap(), ["twinhull-a.conf", "twinhull.a", "twinhull.b"]);
     }
 
     #[test]
@@ -229,7 +239,7 @@ mod tests {
         assert!(e.contains("no entry without a counter, expected twinhull-a.conf or twinhull-b.conf"), "{e}");
         let mut chooser = SystemdBoot::new(MemoryStore::of(&[("twinhull-a.conf", A_4)]));
         let e = chooser.arm(&Verified::for_test(Slot::B), 3).unwrap_err().to_string();
-        assert_eq!(e, "boot plan: twinhull-b.entry: No such file or directory");
+        assert_eq!(e, "boot plan: twinhull.b: No such file or directory");
         let e = chooser.arm(&Verified::for_test(Slot::A), 3).unwrap_err();
         assert_eq!(e.kind(), crate::Kind::Inconsistent);
     }

@@ -59,10 +59,13 @@ const fn letter(slot: Slot) -> &'static str {
 }
 
 /// The name of the file that a slot's entries are made from: kernel, initramfs and options, as the image has them.
-/// systemd-boot passes it over.
+/// systemd-boot passes it over. It is short, so that all of `loader/entries` fits into 512 bytes.
 pub fn template_name(slot: Slot) -> String {
-    format!("twinhull-{}.entry", letter(slot))
+    format!("twinhull.{}", letter(slot))
 }
+
+/// The letters of the longest name of an entry: `twinhull-b+2-1.conf`.
+pub const LETTERS: usize = 19;
 
 /// An entry of ours as it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +135,7 @@ mod tests {
         }
         for foreign in [
             "twinhull-c.conf",
-            "twinhull-a.entry",
+            "twinhull.a",
             "twinhull-a+.conf",
             "twinhull-a+1-x.conf",
             "debian.conf",

@@ -63,8 +63,11 @@ impl<S: Store> UbootText<S> {
             text
         };
         match self.store.read(COUNT_FILE)? {
-            // Torn while it is made, it stands for nothing: no trial is armed.
-            None => self.store.create(COUNT_FILE, &fresh().encode(COUNT_BYTES)),
+            // Empty after a cut, it stands for nothing: no trial is armed.
+            None => self
+                .store
+                .check_room(1, COUNT_FILE.len())
+                .and_then(|()| self.store.create(COUNT_FILE, &fresh().encode(COUNT_BYTES))),
             Some(raw) => {
                 let text = match decode(&raw) {
                     Ok(mut text) => {
