@@ -1,7 +1,7 @@
 # What the scripts that make systems of Debian packages have in common; sourced by them.
 
 # What systemd and the engine need, and nothing that a device lacks.
-debian_packages=(systemd systemd-sysv udev dbus docker.io iptables kmod ca-certificates iproute2)
+debian_packages=(systemd systemd-sysv udev dbus docker.io iptables kmod ca-certificates iproute2 dosfstools)
 
 # Makes a device's read-only root of unpacked packages, in the working directory. `machine` is Debian's name of its libraries'
 # directory, `console` the serial console.

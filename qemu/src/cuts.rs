@@ -5,7 +5,7 @@
 //! `rules`; each boot partition that is different from the others is then shown to mtools, to the real bootloader, and to a kernel
 //! with twinhull, which must be able to go on from there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use crate::block_log::{SECTOR_BYTES, Sector};
@@ -256,8 +256,11 @@ fn judge_state(
     others: &Tree,
 ) -> Outcome<Decision> {
     let tree = tree_of(base, state, replay)?;
-    if untouched(writer, &tree) != *others {
-        return Err("another file has changed".into());
+    let found = untouched(writer, &tree);
+    if found != *others {
+        let differs = |path: &&String| found.get(*path) != others.get(*path);
+        let paths: BTreeSet<&String> = found.keys().chain(others.keys()).filter(differs).collect();
+        return Err(format!("another file has changed: {paths:?}"));
     }
     rules::decide(writer, &tree)
 }

@@ -11,6 +11,8 @@ use crate::Result;
 
 /// `EXT4_ERROR_FS`.
 const EXT4_ERROR_FS: u16 = 2;
+/// `FAT_STATE_DIRTY`, which Linux sets while it may write.
+const FAT_STATE_DIRTY: u8 = 1;
 
 /// The kinds that a device's partitions may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +56,7 @@ pub struct Superblock {
     pub uuid: String,
     /// Bytes that the file system fills, where it says so.
     pub len_bytes: Option<u64>,
-    /// Whether the kernel found it damaged and asks for a check (ext4).
+    /// Whether a check is asked for: the kernel found it damaged (ext4), or it was not unmounted in order (FAT).
     pub needs_check: bool,
 }
 
@@ -113,10 +115,10 @@ fn vfat(block: &[u8]) -> Option<Superblock> {
         return None;
     }
     // The width is told by counting clusters; these texts are what mkfs.vfat, mtools and Windows write.
-    let (id_at, label_at) = if block.get(82..87)? == b"FAT32" {
-        (67, 71)
+    let (state_at, id_at, label_at) = if block.get(82..87)? == b"FAT32" {
+        (65, 67, 71)
     } else if matches!(block.get(54..59)?, b"FAT12" | b"FAT16") {
-        (39, 43)
+        (37, 39, 43)
     } else {
         return None;
     };
@@ -127,7 +129,7 @@ fn vfat(block: &[u8]) -> Option<Superblock> {
         label: if label == "NO NAME" { String::new() } else { label },
         uuid: format!("{:04x}-{:04x}", id >> 16, id & 0xffff),
         len_bytes: None,
-        needs_check: false,
+        needs_check: block.get(state_at)? & FAT_STATE_DIRTY != 0,
     })
 }
 

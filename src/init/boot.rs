@@ -59,7 +59,7 @@ fn boot() -> Result<Infallible> {
     let mut notes = Notes::default();
     uncounted.iter().for_each(|problem| notes.problem(problem));
     notes.add(label::STATE, &health);
-    mounts::boot(disk.required(label::BOOT)?, &sysroot)?;
+    notes.add(label::BOOT, &mounts::boot(disk.required(label::BOOT)?, &cmdline, &sysroot)?);
     let health = match &data {
         Ok(data) => mounts::ext4(data, "/mnt/data", Role::Data, &cmdline, &sysroot)?,
         Err(e) => Health::Lost(e.to_string()),

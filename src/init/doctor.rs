@@ -1,6 +1,7 @@
-//! State and data at boot: mounted, checked, repaired, and the state partition made anew if nothing else is left.
+//! State and data at boot: mounted, checked, repaired, and the state partition made anew if nothing else is left. And the boot
+//! partition, which is FAT: mounted, and checked after a power cut.
 //!
-//! The check depends on no clock: it is made if the file system is marked as damaged or cannot be mounted, or if the
+//! The check of an ext4 depends on no clock: it is made if the file system is marked as damaged or cannot be mounted, or if the
 //! kernel's command line asks for it. First `e2fsck -p`, which changes only what is safe to change; then `e2fsck -y`,
 //! which repairs whatever can be repaired and keeps what it cuts loose in lost+found.
 //!
@@ -21,6 +22,8 @@ use crate::{Doing, Error, Result};
 
 const CHECKER: &str = "/sbin/e2fsck";
 const MAKER: &str = "/sbin/mke2fs";
+/// Where distributions have it.
+const FAT_CHECKERS: [&str; 2] = ["/usr/sbin/fsck.fat", "/sbin/fsck.fat"];
 /// Both ends of a partition that must be readable before it is believed to be only damaged.
 const PROBE_BYTES: u64 = 1024 * 1024;
 
@@ -31,6 +34,8 @@ pub(super) enum Role {
     State,
     /// Cannot.
     Data,
+    /// Cannot, and the bootloader reads it.
+    Boot,
 }
 
 /// How it went; each with words for a person.
@@ -63,6 +68,49 @@ pub(super) struct Patient<'a> {
 pub(super) struct Means<'a> {
     pub run: &'a dyn Fn(&str, &[&str]) -> Result<Outcome>,
     pub mount: &'a dyn Fn() -> Result<()>,
+}
+
+/// Mounts the boot partition. If it was not unmounted in order it is checked first: what a power cut leaves of a file that was
+/// being made may be a name whose clusters are free, and whoever reads, shortens or removes that makes Linux take the file system
+/// for damaged, and read-only, at each boot anew. `fsck.fat -a` empties such a file. What a bootloader reads is never in that
+/// state: it is overwritten in place. Without that program, which is no reason not to boot, it is mounted as it is.
+///
+/// # Errors
+/// `Failed` if it cannot be mounted.
+pub(super) fn bring_up_fat(patient: &Patient, means: &Means) -> Result<Health> {
+    let mut checked = false;
+    if patient.fsck == Fsck::Force || (patient.marked && patient.fsck != Fsck::Skip) {
+        check_fat(patient, means);
+        checked = true;
+    }
+    match (means.mount)() {
+        Err(e) if !checked && patient.fsck != Fsck::Skip => {
+            log::warn!("{}: {e}", patient.label);
+            check_fat(patient, means);
+            (means.mount)().map(|()| Health::Repaired(e.to_string()))
+        }
+        mounted => mounted.map(|()| Health::Sound),
+    }
+}
+
+fn check_fat(patient: &Patient, means: &Means) {
+    let device = patient.device.to_string_lossy();
+    let mut result = Err(Error::failed("no checker"));
+    for checker in FAT_CHECKERS {
+        result = result.or_else(|_| (means.run)(checker, &["-a", &device]));
+    }
+    match result {
+        Ok(outcome) => {
+            for line in outcome.output.lines().map(str::trim).filter(|l| !l.is_empty()) {
+                log::info!("fsck.fat: {line}");
+            }
+            // 0: nothing was wrong; 1: it is repaired.
+            if !matches!(outcome.ending.as_str(), "exit 0" | "exit 1") {
+                log::warn!("{}: fsck.fat: {}", patient.label, outcome.ending);
+            }
+        }
+        Err(e) => log::warn!("{} was not unmounted in order, and cannot be checked: {e}", patient.label),
+    }
 }
 
 /// What the checker said.
@@ -127,7 +175,7 @@ fn thoroughly(patient: &Patient, means: &Means, why: String) -> Result<Health> {
         Verdict::Fine => return (means.mount)().map(|()| Health::Repaired(why)),
         Verdict::Hopeless(said) => said,
     };
-    if patient.role == Role::Data || !patient.may_remake {
+    if patient.role != Role::State || !patient.may_remake {
         return Err(Error::failed(said));
     }
     readable(patient.device)?;
@@ -315,6 +363,93 @@ mod tests {
                 Ok(other) => panic!("{other:?}"),
             }
             assert!(sys::file::read(&bench.image, u64::MAX).unwrap() == before, "{role:?}: not one byte");
+        }
+    }
+
+    /// FAT as a power cut leaves it while `torn` is made: its name is there, and in the tables its clusters are free.
+    fn fat_with_a_torn_file(dir: &Path) -> std::path::PathBuf {
+        let image = dir.join("fat.img");
+        let path = image.to_str().unwrap();
+        assert!(tool("/usr/sbin/mkfs.vfat", &["-F", "16", "-s", "4", "-C", path, "20480"]).success);
+        let put = |name: &str, len: usize| {
+            let file = dir.join(name);
+            sys::durable::replace(&file, &vec![b'x'; len], 0o644).unwrap();
+            let args = ["-i", path, file.to_str().unwrap(), "::"];
+            assert!(tool("/usr/bin/mcopy", &args).success);
+        };
+        put("plan", 5000);
+        let before = sys::file::read(&image, u64::MAX).unwrap();
+        put("torn", 9000);
+        let tables =
+            512 * usize::from(before[14])..512 * (usize::from(before[14]) + 2 * usize::from(before[22]));
+        let file = sys::file::open_read_write(&image).unwrap();
+        file.write_all_at(&before[tables.clone()], tables.start as u64).unwrap();
+        // `FAT_STATE_DIRTY`
+        file.write_all_at(&[1], 37).unwrap();
+        image
+    }
+
+    #[test]
+    fn a_boot_partition_after_a_power_cut_is_checked_and_keeps_what_is_whole() {
+        for (fsck, mounts_at_once, expected) in [
+            (Fsck::Auto, true, Some(Health::Sound)),
+            (Fsck::Force, true, Some(Health::Sound)),
+            (Fsck::Auto, false, None),
+            (Fsck::Skip, true, Some(Health::Sound)),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let image = fat_with_a_torn_file(dir.path());
+            let sound = || tool("/usr/sbin/fsck.fat", &["-n", image.to_str().unwrap()]).success;
+            assert!(!sound());
+            let marked = mounts_at_once && fsck == Fsck::Auto;
+            let run = |program: &str, args: &[&str]| {
+                sys::command::run(Path::new(program), args, Duration::from_secs(120))
+            };
+            let mount = || match mounts_at_once || sound() {
+                true => Ok(()),
+                false => Err(Error::failed("Input/output error")),
+            };
+            let patient = Patient {
+                label: "resin-boot",
+                device: &image,
+                role: Role::Boot,
+                marked,
+                fsck,
+                may_remake: true,
+            };
+            let health = bring_up_fat(&patient, &Means { run: &run, mount: &mount }).unwrap();
+            assert_eq!(health, expected.unwrap_or_else(|| Health::Repaired("Input/output error".into())));
+            assert_eq!(sound(), fsck != Fsck::Skip);
+            let content = |name: &str| {
+                let args = ["-i", image.to_str().unwrap(), name, "-"];
+                sys::command::run(Path::new("/usr/bin/mcopy"), &args, Duration::from_secs(60)).unwrap().output
+            };
+            assert_eq!(content("::plan"), "x".repeat(5000));
+            if fsck != Fsck::Skip {
+                assert_eq!(content("::torn"), "");
+            }
+        }
+    }
+
+    #[test]
+    fn a_boot_partition_is_mounted_though_nothing_can_check_it() {
+        for missing in [true, false] {
+            let run = |_: &str, _: &[&str]| match missing {
+                true => Err(Error::failed("No such file or directory")),
+                false => Ok(Outcome { success: false, ending: "signal 9".into(), output: String::new() }),
+            };
+            let patient = Patient {
+                label: "resin-boot",
+                device: Path::new("/dev/null"),
+                role: Role::Boot,
+                marked: true,
+                fsck: Fsck::Auto,
+                may_remake: true,
+            };
+            let mounted = bring_up_fat(&patient, &Means { run: &run, mount: &|| Ok(()) });
+            assert_eq!(mounted.unwrap(), Health::Sound);
+            let not = || Err(Error::failed("Input/output error"));
+            assert!(bring_up_fat(&patient, &Means { run: &run, mount: &not }).is_err());
         }
     }
 

@@ -75,18 +75,21 @@ fn root_kinds(asked: Option<&str>, probed: Option<FileSystemKind>) -> Vec<&str> 
     }
 }
 
-/// Mounts the boot partition.
+/// Mounts the boot partition, checked with the root's own tool as `doctor` says.
+///
+/// # Errors
+/// As [`doctor::bring_up_fat`].
+pub(super) fn boot(partition: &Partition, cmdline: &Cmdline, sysroot: &Root) -> Result<Health> {
+    let mount = || boot_at(partition, &sysroot.path("/mnt/boot"));
+    let run = |program: &str, args: &[&str]| in_root(sysroot, program, args);
+    let patient = patient(partition, Role::Boot, cmdline);
+    doctor::bring_up_fat(&patient, &Means { run: &run, mount: &mount })
+}
+
+/// Mounts the boot partition elsewhere, as it is.
 ///
 /// # Errors
 /// `Failed`, naming device and directory.
-pub(super) fn boot(partition: &Partition, sysroot: &Root) -> Result<()> {
-    boot_at(partition, &sysroot.path("/mnt/boot"))
-}
-
-/// Mounts the boot partition elsewhere.
-///
-/// # Errors
-/// As [`boot`].
 pub(super) fn boot_at(partition: &Partition, at: &Path) -> Result<()> {
     let flags = NOTHING.union(MountFlags::NOATIME);
     // `flush` starts writing as soon as a file is closed: FAT has no journal, so nothing should wait in memory.
@@ -107,15 +110,19 @@ pub(super) fn ext4(
     let target = sysroot.path(at);
     let mount = || sys::mount::mount(&partition.device, &target, "ext4", MountFlags::NOATIME, "");
     let run = |program: &str, args: &[&str]| in_root(sysroot, program, args);
-    let patient = Patient {
+    let patient = patient(partition, role, cmdline);
+    doctor::bring_up(&patient, &Means { run: &run, mount: &mount })
+}
+
+fn patient<'a>(partition: &'a Partition, role: Role, cmdline: &Cmdline) -> Patient<'a> {
+    Patient {
         label: &partition.label,
         device: &partition.device,
         role,
         marked: marked_damaged(partition),
         fsck: cmdline.fsck(),
         may_remake: !cmdline.emergency(),
-    };
-    doctor::bring_up(&patient, &Means { run: &run, mount: &mount })
+    }
 }
 
 /// Mounts memory where a partition should be that cannot be used.
