@@ -23,7 +23,7 @@ const PARTLY_WRITTEN: u64 = 64 << 20;
 /// What makes a disk bootable lies in so many bytes.
 const HEAD_LEN: usize = 1024 * 1024;
 
-const EXPECTED: [&str; 18] = [
+const EXPECTED: [&str; 19] = [
     "the medium is not chosen",
     "the internal disk is chosen",
     "cut while writing",
@@ -40,6 +40,7 @@ const EXPECTED: [&str; 18] = [
     "registered",
     "provisioning key gone",
     "supervisor healthy",
+    "no unit failed",
     "registered once",
     "the installer's section is gone",
 ];

@@ -18,6 +18,8 @@ pub struct Setup {
     pub second_disk: Option<PathBuf>,
     /// Where every write to the disk is noted, in the order in which the drive got them (`block_log`). The disk must be raw.
     pub write_log: Option<PathBuf>,
+    /// What is written to the disk is forgotten when the machine is switched off.
+    pub forgetful: bool,
     /// What QEMU starts in place of firmware and bootloader.
     pub kernel: Option<Kernel>,
 }
@@ -88,7 +90,10 @@ fn nuc(disk: &Disk, work: &Path, setup: &Setup) -> Outcome<Vec<String>> {
 fn nuc_disk(disk: &Disk, setup: &Setup) -> String {
     let (format, file) = (disk.format, disk.file.display());
     match &setup.write_log {
-        None => format!("-drive if=none,id=d0,format={format},file={file}"),
+        None => {
+            let snapshot = if setup.forgetful { ",snapshot=on" } else { "" };
+            format!("-drive if=none,id=d0,format={format},file={file}{snapshot}")
+        }
         Some(log) => format!(
             "-blockdev driver=file,filename={file},node-name=f0,discard=unmap \
              -blockdev driver=raw,file=f0,node-name=r0 -blockdev driver=file,filename={},node-name=l0 \
