@@ -599,7 +599,13 @@ fn table() -> Vec<Row> {
         ),
         by("garbage", Way::Raw("http", garbage()), "network", "register the device: ", Next),
         by("another protocol", Way::Raw("http", b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()), "network", "", Next),
-        by("an answer without an end", Way::Raw("http", endless()), "network", "register the device: ", Next),
+        by(
+            "an answer without an end",
+            Way::Raw("http", endless()),
+            "network",
+            "the response body is larger",
+            Next,
+        ),
         by("garbage instead of TLS", Way::Raw("https", garbage()), "tls", "register the device: ", Next),
         by("the TLS handshake breaks off", Way::Raw("https", Vec::new()), "network", "register", Next),
         by(

@@ -162,7 +162,7 @@ impl Device {
 
     /// `twinhull status --json`, whatever its exit code.
     pub fn status(&mut self) -> Outcome<Value> {
-        let answer = self.run("twinhull status --json", Duration::from_secs(120))?;
+        let answer = self.run("twinhull status --json", Duration::from_secs(300))?;
         serde_json::from_str(answer.output.lines().last().unwrap_or(""))
             .map_err(|e| format!("twinhull status --json: {e}: {}", answer.output))
     }

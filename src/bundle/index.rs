@@ -23,7 +23,7 @@ pub(super) const PIECE_LEN: usize = 6;
 pub const BLOCK_LEN: usize = 4096;
 /// The most blocks before a frame that it may be compressed with: 8 MiB. It bounds what a reader holds in memory.
 pub const PREFIX_BLOCKS_MAX: u32 = 2048;
-/// Of so many frames in a row, only the first one's place is remembered.
+/// Of so many frames in a row, or pieces, only the first one's place is remembered.
 const STEP: usize = 64;
 
 /// The first 16 bytes of a SHA-256.
@@ -59,8 +59,9 @@ pub struct Index {
     runs: Vec<Run>,
     /// Where every [`STEP`]th frame begins in the frames member, and where the last one ends.
     places: Vec<u64>,
-    /// Where each piece begins in the carried blocks, and where the last one ends.
+    /// Where every [`STEP`]th piece begins in the carried blocks.
     starts: Vec<u64>,
+    pieces: usize,
     carried: u64,
     prefix_blocks: u32,
 }
@@ -99,7 +100,9 @@ impl Index {
         }
         let runs = read_runs(fields.0, extents, carried, payload.blocks())
             .ok_or_else(|| wrong("stretches of data that overlap, touch, or do not fit their count"))?;
-        let mut index = Self { bytes, runs, places: Vec::new(), starts: Vec::new(), carried, prefix_blocks };
+        let count = usize::try_from(pieces).map_err(|_| wrong("more pieces than memory can list"))?;
+        let (places, starts) = (Vec::new(), Vec::new());
+        let mut index = Self { bytes, runs, places, starts, pieces: count, carried, prefix_blocks };
         index.places = index.read_places();
         if index.places.is_empty() || index.places.last() != Some(&payload.frames_size) {
             return Err(wrong("frames whose lengths do not fit"));
@@ -177,7 +180,7 @@ impl Index {
 
     /// How many pieces there are.
     pub const fn pieces(&self) -> usize {
-        self.starts.len().saturating_sub(1)
+        self.pieces
     }
 
     /// The print of a piece, or `None` after the last.
@@ -194,9 +197,21 @@ impl Index {
     /// carried blocks.
     pub fn pieces_of(&self, carried: u64) -> impl Iterator<Item = (usize, u64)> + '_ {
         let (start, end) = (carried * BLOCK_BYTES, (carried + 1) * BLOCK_BYTES);
-        let first = self.starts.partition_point(|s| *s <= start).saturating_sub(1);
-        let starts = self.starts.get(first..self.pieces()).unwrap_or_default();
-        (first..).zip(starts.iter().copied()).take_while(move |(_, start)| *start < end)
+        let step = self.starts.partition_point(|s| *s <= start).saturating_sub(1);
+        let mut at = self.starts.get(step).copied().unwrap_or(0);
+        (step * STEP..self.pieces)
+            .map(move |piece| {
+                let begin = at;
+                at += self.piece_len(piece as u64).map_or(0, u64::from);
+                (piece, begin..at)
+            })
+            .skip_while(move |(_, place)| place.end <= start)
+            .take_while(move |(_, place)| place.start < end)
+            .map(|(piece, place)| (piece, place.start))
+    }
+
+    fn piece_len(&self, piece: u64) -> Option<u16> {
+        self.fields(self.pieces_at(), piece, PIECE_LEN)?.array().map(u16::from_le_bytes)
     }
 
     const fn hashes_at(&self) -> usize {
@@ -249,12 +264,15 @@ impl Index {
 
     /// `None` if a piece does not end with the stretch of data that it is in.
     fn read_starts(&self, pieces: u64) -> Option<Vec<u64>> {
-        let mut starts = vec![0];
+        let mut starts = Vec::new();
         let mut runs = self.runs.iter().map(|r| (r.carried + r.len) * BLOCK_BYTES).peekable();
         let mut end = 0;
         for piece in 0..pieces {
-            let len = self.fields(self.pieces_at(), piece, PIECE_LEN)?.array().map(u16::from_le_bytes)?;
+            let len = self.piece_len(piece)?;
             let run_end = *runs.peek()?;
+            if piece % STEP as u64 == 0 {
+                starts.push(end);
+            }
             end += u64::from(len);
             if len == 0 || usize::from(len) > pieces::LEN_MAX || end > run_end {
                 return None;
@@ -262,7 +280,6 @@ impl Index {
             if end == run_end {
                 runs.next();
             }
-            starts.push(end);
         }
         runs.next().is_none().then_some(starts)
     }

@@ -31,19 +31,20 @@ pub struct Bar {
 /// Shows a line of progress, not too often.
 pub struct Ticker {
     json: bool,
+    on_terminal: bool,
     shown: Duration,
 }
 
 impl Ticker {
     /// One that shows nothing yet.
-    pub const fn new(json: bool) -> Self {
-        Self { json, shown: Duration::ZERO }
+    pub fn new(json: bool) -> Self {
+        Self { json, on_terminal: sys::out::is_terminal(), shown: Duration::ZERO }
     }
 
     /// Shows `text` with a bar of `percent`, or `event`; `last` in any case.
     pub fn show(&mut self, text: &str, percent: u64, last: bool, event: &serde_json::Value) {
         let now = BootClock.since_boot();
-        let every = if self.json || sys::out::is_terminal() { EVERY } else { EVERY_LOG };
+        let every = if self.json || self.on_terminal { EVERY } else { EVERY_LOG };
         if !last && now < self.shown + every {
             return;
         }
@@ -51,7 +52,7 @@ impl Ticker {
         sys::notify::status(text);
         if self.json {
             sys::out::line(&event.to_string());
-        } else if sys::out::is_terminal() {
+        } else if self.on_terminal {
             let filled = usize::try_from(percent * WIDTH / 100).unwrap_or(0);
             sys::out::redraw(&format!("[{:<width$}] {text}", "#".repeat(filled), width = 30));
         } else {
@@ -61,7 +62,7 @@ impl Ticker {
 
     /// Takes the bar off the terminal.
     pub fn end(&self) {
-        if !self.json && sys::out::is_terminal() {
+        if !self.json && self.on_terminal {
             sys::out::redraw("");
         }
     }

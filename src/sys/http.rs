@@ -15,8 +15,10 @@ use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, InconsistentKeys};
 use ureq::middleware::{Middleware, MiddlewareNext};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsProvider};
+use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Body, SendBody, http};
 
+use super::names::Names;
 use crate::{Doing, Error, Result};
 
 /// How the outside is reached.
@@ -89,7 +91,7 @@ fn build(settings: &HttpSettings, redirects: u32) -> Result<ureq::Agent> {
         .timeout_per_write(Some(settings.read_timeout))
         .middleware(BeforeConnecting { missing })
         .build();
-    Ok(config.new_agent())
+    Ok(ureq::Agent::with_parts(config, DefaultConnector::default(), Names::default()))
 }
 
 /// What went wrong with a request, in words for a person, without the URL.

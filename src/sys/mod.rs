@@ -24,6 +24,7 @@ pub mod lock_file;
 pub mod log;
 pub mod module;
 pub mod mount;
+mod names;
 pub mod notify;
 pub mod out;
 pub mod piecewise;

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::reuse::{Place, Reuse, read_image};
+use super::reuse::{Place, Reuse, is_zero, read_image};
 use crate::block::Disk;
 use crate::bundle::{
     BATCH_BLOCKS, BLOCK_LEN, Buffers, Decoder, Delta, Frames, Index, Progress, Run, Stretch,
@@ -13,6 +13,8 @@ use crate::{Doing, Result};
 const BLOCK: u64 = BLOCK_LEN as u64;
 /// Holes are looked at in pieces of this many bytes.
 const STEP: usize = 256 * 1024;
+/// At most so many blocks are copied in one go.
+const COPY_BLOCKS: usize = 64;
 
 /// What will be done, decided before anything is written.
 #[derive(Debug)]
@@ -82,6 +84,7 @@ impl Plan {
         let mut work = Work { target, image_len: frames.image_len };
         let mut reused = 0;
         let mut decoder = Decoder::new(&frames.index, BATCH_BLOCKS)?;
+        let mut buffer = vec![0; COPY_BLOCKS * BLOCK_LEN];
         let mut done = 0;
         for batch in frames.index.batches(BATCH_BLOCKS) {
             let runs: Vec<Run> = frames.index.runs(batch.clone()).collect();
@@ -100,7 +103,7 @@ impl Plan {
                     continue;
                 }
                 let kept = here.take_while(|c| !missing(c)).count() as u64;
-                let copied = self.copy(&mut work, active, next..next + kept, &frames.index)?;
+                let copied = self.copy(&mut work, active, next..next + kept, &frames.index, &mut buffer)?;
                 reused += copied * BLOCK;
                 next += copied;
                 if copied < kept {
@@ -128,30 +131,29 @@ impl Plan {
         active: &mut impl Disk,
         carried: Range<u64>,
         index: &Index,
+        buffer: &mut [u8],
     ) -> Result<u64> {
         let mut copied = 0;
         for run in index.runs(carried) {
-            // Neighbours are written together.
-            let mut bytes: Vec<u8> = Vec::new();
-            let mut written = run.block;
-            for i in 0..run.len {
-                let (block, at) = (run.block + i, bytes.len());
-                if self.reuse.place(run.carried + i) == Place::Target {
-                    work.put(written * BLOCK, &bytes)?;
-                    bytes.clear();
-                    written = block + 1;
-                } else {
-                    bytes.resize(at + BLOCK_LEN, 0);
-                    let place = bytes.get_mut(at..).unwrap_or_default();
-                    if !self.reuse.read(index, run.carried + i, active, place) {
-                        bytes.truncate(at);
-                        work.put(written * BLOCK, &bytes)?;
-                        return Ok(copied);
-                    }
+            let mut i = 0;
+            while i < run.len {
+                let (block, from) = (run.block + i, run.carried + i);
+                let in_target = |c: &u64| self.reuse.place(*c) == Place::Target;
+                let here = from..run.carried + run.len;
+                let kept = here.clone().take_while(in_target).count() as u64;
+                let wanted =
+                    here.skip(usize::try_from(kept).unwrap_or(0)).take_while(|c| !in_target(c)).count();
+                (i, copied) = (i + kept, copied + kept);
+                // Neighbours are written together.
+                let bytes = buffer.get_mut(..wanted.min(COPY_BLOCKS) * BLOCK_LEN).unwrap_or_default();
+                let count = (bytes.len() / BLOCK_LEN) as u64;
+                let read = self.reuse.read(index, from + kept..from + kept + count, active, bytes);
+                work.put((block + kept) * BLOCK, bytes.get(..read * BLOCK_LEN).unwrap_or_default())?;
+                (i, copied) = (i + read as u64, copied + read as u64);
+                if (read as u64) < count {
+                    return Ok(copied);
                 }
-                copied += 1;
             }
-            work.put(written * BLOCK, &bytes)?;
         }
         Ok(copied)
     }
@@ -269,15 +271,17 @@ impl<T: Disk> Work<'_, T> {
     /// Makes a stretch zero. It is read first: most are already, and flash wears out by writing. A bad sector is mended
     /// by that, too.
     fn zeros(&mut self, from: u64, to: u64) -> Result<()> {
-        let mut buffer = Vec::new();
+        let end = to.min(self.image_len);
+        let longest = usize::try_from(end.saturating_sub(from)).unwrap_or(STEP).min(STEP);
+        let mut buffer = vec![0; longest];
         let mut at = from;
-        while at < to.min(self.image_len) {
-            let len = usize::try_from(to.min(self.image_len) - at).unwrap_or(STEP).min(STEP);
-            buffer.resize(len, 0);
-            let read = self.target.read_at(at, &mut buffer);
-            if read.is_err() || buffer.iter().any(|b| *b != 0) {
-                buffer.fill(0);
-                self.target.write_at(at, &buffer)?;
+        while at < end {
+            let len = usize::try_from(end - at).unwrap_or(STEP).min(STEP);
+            let bytes = buffer.get_mut(..len).unwrap_or_default();
+            let read = self.target.read_at(at, bytes);
+            if read.is_err() || !is_zero(bytes) {
+                bytes.fill(0);
+                self.target.write_at(at, bytes)?;
             }
             at += len as u64;
         }

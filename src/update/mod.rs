@@ -15,10 +15,10 @@
 //! the process, at every step, up to three times in a row.
 
 mod assemble;
-mod filter;
 pub mod health;
 mod install;
 mod journal;
+mod lookup;
 mod machine;
 mod moved;
 mod reuse;

@@ -3,7 +3,7 @@
 //! Where bytes are inserted, in a compressed image or within a file, no block is what it was; but the pieces are. A piece is
 //! looked for by its print, which proves nothing: blocks that are made from pieces are compared with their hashes.
 
-use super::filter::Filter;
+use super::lookup::Lookup;
 use crate::block::Disk;
 use crate::bundle::{BLOCK_LEN, Cutter, Index, PIECE_LEN_MAX, Print};
 
@@ -45,9 +45,8 @@ impl Moved {
 /// A search through the active slot, which is shown block by block.
 pub struct Search<'a> {
     index: &'a Index,
-    /// Pieces, in the order of their prints.
-    wanted: Vec<u32>,
-    filter: Filter,
+    /// Pieces, by their prints.
+    wanted: Lookup,
     cutter: Cutter,
     /// Blocks that follow each other, not cut yet, and where they begin.
     stretch: Vec<u8>,
@@ -58,16 +57,11 @@ pub struct Search<'a> {
 impl<'a> Search<'a> {
     /// A search for the pieces that some carried blocks are made of.
     pub fn new(index: &'a Index, blocks: impl Iterator<Item = u64>) -> Self {
-        let pieces =
-            blocks.flat_map(|c| index.pieces_of(c)).filter_map(|(piece, _)| u32::try_from(piece).ok());
-        let mut wanted: Vec<u32> = pieces.collect();
-        wanted.dedup();
-        wanted.sort_unstable_by_key(|p| index.print(*p as usize));
-        let crcs = wanted.iter().filter_map(|p| index.print(*p as usize)).map(|p| p.crc);
+        let pieces = blocks.flat_map(|c| index.pieces_of(c)).map(|(piece, _)| piece);
+        let wanted = pieces.filter_map(|p| Some((index.print(p)?.crc, u32::try_from(p).ok()?)));
         Self {
             index,
-            filter: Filter::new(crcs),
-            wanted,
+            wanted: Lookup::new(wanted),
             cutter: Cutter::default(),
             stretch: Vec::new(),
             at: 0,
@@ -100,15 +94,14 @@ impl<'a> Search<'a> {
         while rest.len() > keep {
             let (piece, after) = rest.split_at(self.cutter.cut(rest));
             let print = Print::of(piece);
-            if self.filter.may_hold(print.crc) {
-                let first = self.wanted.partition_point(|p| self.index.print(*p as usize) < Some(print));
-                let same = self.wanted.iter().skip(first);
-                for piece in same.take_while(|p| self.index.print(**p as usize) == Some(print)) {
-                    match self.found.places.get_mut(*piece as usize) {
-                        Some(place) if *place == NOWHERE => *place = at,
-                        // All of them were found before: both slots may hold the same piece any number of times.
-                        _ => break,
-                    }
+            for piece in self.wanted.with(print.crc).map(|p| p as usize) {
+                if self.index.print(piece) != Some(print) {
+                    continue;
+                }
+                match self.found.places.get_mut(piece) {
+                    Some(place) if *place == NOWHERE => *place = at,
+                    // All of them were found before: both slots may hold the same piece any number of times.
+                    _ => break,
                 }
             }
             at += piece.len() as u64;

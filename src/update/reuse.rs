@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
 
-use super::filter::Filter;
+use super::lookup::Lookup;
 use super::moved::{Moved, Search};
 use crate::block::Disk;
 use crate::bundle::{BLOCK_LEN, Hash, Index, Old, hash};
@@ -85,15 +85,46 @@ impl Reuse {
         }
     }
 
-    /// Reads a block that is in the active slot, if it still is: its hash is compared again.
-    pub fn read(&self, index: &Index, carried: u64, active: &mut impl Disk, block: &mut [u8]) -> bool {
-        let place = usize::try_from(carried).ok().and_then(|c| self.places.get(c));
-        let read = match place {
+    /// Reads carried blocks that are in the active slot, as long as they still are: each hash is compared again. Gives how many
+    /// of the first were read.
+    pub fn read(
+        &self,
+        index: &Index,
+        carried: Range<u64>,
+        active: &mut impl Disk,
+        blocks: &mut [u8],
+    ) -> usize {
+        let places =
+            usize::try_from(carried.start).ok().and_then(|c| self.places.get(c..)).unwrap_or_default();
+        let count = blocks.len() / BLOCK_LEN;
+        let mut done = 0;
+        while let Some((first, rest)) = places.get(done..count).and_then(<[u32]>::split_first) {
+            // Neighbours there are read together.
+            let neighbours =
+                (first.saturating_add(1)..MOVED).zip(rest).take_while(|(at, place)| at == *place).count();
+            let together = done..done + 1 + if *first < MOVED { neighbours } else { 0 };
+            let bytes =
+                blocks.get_mut(together.start * BLOCK_LEN..together.end * BLOCK_LEN).unwrap_or_default();
+            let whole = *first < MOVED && active.read_at(u64::from(*first) * BLOCK, bytes).is_ok();
+            for (n, block) in together.zip(bytes.chunks_exact_mut(BLOCK_LEN)) {
+                let c = carried.start + n as u64;
+                // Around a bad sector, each block by itself.
+                let is_read = whole || self.read_one(index, c, active, block);
+                if !is_read || index.hash(c) != Some(hash(block)) {
+                    return n;
+                }
+                done = n + 1;
+            }
+        }
+        done
+    }
+
+    fn read_one(&self, index: &Index, carried: u64, active: &mut impl Disk, block: &mut [u8]) -> bool {
+        match usize::try_from(carried).ok().and_then(|c| self.places.get(c)) {
             None | Some(&(NOWHERE | IN_TARGET)) => false,
             Some(&MOVED) => self.moved.read(index, carried, active, block),
             Some(&at) => active.read_at(u64::from(at) * BLOCK, block).is_ok(),
-        };
-        read && index.hash(carried) == Some(hash(block))
+        }
     }
 
     /// How many bytes are in the target, and how many in the active slot only.
@@ -128,7 +159,7 @@ impl Reuse {
                 for ((i, carried), block) in (0..).zip(run.carried + done..).zip(blocks_of) {
                     // Around a bad sector, each block by itself.
                     let is_read = whole || read_image(target, image_len, offset + i * BLOCK, block).is_ok();
-                    if is_read && index.hash(carried) == Some(hash(block)) {
+                    if is_read && !is_zero(block) && index.hash(carried) == Some(hash(block)) {
                         self.put(carried, IN_TARGET);
                     }
                 }
@@ -144,29 +175,29 @@ impl Reuse {
         }
     }
 
-    /// The blocks that are missing, in the order of their hashes.
-    fn missing_by_hash(&self, index: &Index) -> Vec<u32> {
-        let missing = (0_u32..).zip(&self.places).filter(|(_, p)| **p == NOWHERE).map(|(c, _)| c);
-        let mut wanted: Vec<u32> = missing.collect();
-        wanted.sort_unstable_by_key(|c| index.hash((*c).into()));
-        wanted
+    /// The blocks that are missing, by their hashes.
+    fn missing_by_hash(&self, index: &Index) -> Lookup {
+        let missing = self.missing().filter_map(|c| Some((key(index.hash(c.into())?), c)));
+        Lookup::new(missing)
+    }
+
+    fn missing(&self) -> impl Iterator<Item = u32> + '_ {
+        (0_u32..).zip(&self.places).filter(|(_, p)| **p == NOWHERE).map(|(c, _)| c)
     }
 
     /// Looks at every block of the active slot. Whatever cannot be read there is simply not found.
     fn look_in_active(
         &mut self,
         index: &Index,
-        wanted: &[u32],
+        wanted: &Lookup,
         active: &mut impl Disk,
         old: Option<&Old>,
         progress: &mut dyn FnMut(u64),
     ) {
         let mut identity = Sha256::new();
         let old_blocks = old.map_or(0, |o| o.len_bytes.div_ceil(BLOCK));
-        let filter = Filter::new(wanted.iter().filter_map(|c| index.hash((*c).into())).map(key));
-        let mut in_order = wanted.to_vec();
-        in_order.sort_unstable();
-        let mut search = Search::new(index, in_order.into_iter().map(u64::from));
+        let mut search = Search::new(index, self.missing().map(u64::from));
+        let hash_of_zeros = hash(&[0; BLOCK_LEN]);
         let mut buffer = vec![0; STEP];
         let whole = active.len_bytes() / BLOCK * BLOCK;
         let mut offset = 0;
@@ -175,16 +206,17 @@ impl Reuse {
             let bytes = buffer.get_mut(..len).unwrap_or_default();
             if active.read_at(offset, bytes).is_ok() {
                 for (block, bytes) in (offset / BLOCK..).zip(bytes.chunks_exact(BLOCK_LEN)) {
-                    let found = hash(bytes);
+                    let is_zero = is_zero(bytes);
+                    let found = if is_zero { hash_of_zeros } else { hash(bytes) };
                     if block < old_blocks {
                         identity.update(found);
                     }
-                    if bytes.iter().any(|b| *b != 0) {
-                        search.block(block * BLOCK, bytes);
+                    // No block of zeros is carried.
+                    if is_zero {
+                        continue;
                     }
-                    if filter.may_hold(key(found))
-                        && let Ok(block) = u32::try_from(block)
-                    {
+                    search.block(block * BLOCK, bytes);
+                    if let Ok(block) = u32::try_from(block) {
                         self.found(index, wanted, found, block);
                     }
                 }
@@ -193,7 +225,7 @@ impl Reuse {
             progress(len as u64);
         }
         self.moved = search.finish();
-        for carried in wanted.iter().copied().map(u64::from) {
+        for carried in wanted.numbers().map(u64::from) {
             if self.place(carried) == Place::Missing && self.moved.has(index, carried) {
                 self.put(carried, MOVED);
             }
@@ -203,11 +235,11 @@ impl Reuse {
     }
 
     /// Notes that a block with this hash is in the active slot, for all blocks of the image that have it.
-    fn found(&mut self, index: &Index, wanted: &[u32], found: Hash, block: u32) {
-        let first = wanted.partition_point(|c| index.hash((*c).into()) < Some(found));
-        let same = wanted.iter().skip(first).take_while(|c| index.hash((**c).into()) == Some(found));
-        for carried in same {
-            let carried = u64::from(*carried);
+    fn found(&mut self, index: &Index, wanted: &Lookup, found: Hash, block: u32) {
+        for carried in wanted.with(key(found)).map(u64::from) {
+            if index.hash(carried) != Some(found) {
+                continue;
+            }
             if self.place(carried) != Place::Missing {
                 // All of them were found before.
                 return;
@@ -215,6 +247,12 @@ impl Reuse {
             self.put(carried, block);
         }
     }
+}
+
+/// Whether there is nothing but zeros in a block.
+pub fn is_zero(block: &[u8]) -> bool {
+    let (words, rest) = block.as_chunks();
+    words.iter().all(|word| u64::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Reads part of an image from the slot that holds it. What lies behind its end reads as zeros: that is how its last
