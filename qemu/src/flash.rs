@@ -231,7 +231,10 @@ impl Scenario<'_> {
         device.machine.wait_off(5 * MINUTE)?;
         // The table's copy moved to the end of the larger disk.
         let said = run(Command::new("sfdisk").arg("--verify").arg(self.internal))?;
-        t.note("sfdisk", said.lines().next().unwrap_or("says nothing"));
+        match said.lines().find(|l| l.contains("No errors detected")) {
+            Some(line) => t.note("sfdisk", line),
+            None => return Err(format!("sfdisk --verify: {said}")),
+        }
         Ok(())
     }
 }

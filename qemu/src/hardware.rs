@@ -9,7 +9,7 @@ use crate::Outcome;
 use crate::boards::{Board, Bootloader, Machine};
 use crate::machine::Disk;
 
-/// What differs from the board as it stands on the table; all but the second disk of the NUC only.
+/// What differs from the board as it stands on the table; all but the second disk and the network of the NUC only.
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
     /// There is no network card.
@@ -39,7 +39,7 @@ pub struct Kernel {
 pub fn arguments(board: &Board, disk: &Disk, work: &Path, setup: &Setup) -> Outcome<Vec<String>> {
     let mut arguments = match board.machine {
         Machine::Nuc => nuc(disk, work, setup),
-        Machine::VirtUboot => virt_uboot(disk, work),
+        Machine::VirtUboot => virt_uboot(disk, work, setup),
         Machine::VirtUefi => virt_uefi(disk, work),
         Machine::Raspberry { device_tree } => Ok(raspberry(disk, board, device_tree)),
     }?;
@@ -104,7 +104,7 @@ fn nuc_disk(disk: &Disk, setup: &Setup) -> String {
 }
 
 /// A machine with U-Boot in its first flash, which keeps its environment in the second, and a virtio disk.
-fn virt_uboot(disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
+fn virt_uboot(disk: &Disk, work: &Path, setup: &Setup) -> Outcome<Vec<String>> {
     let flash = |name: &str, from: Option<&str>| {
         let path = work.join(name);
         let made = match from {
@@ -117,8 +117,12 @@ fn virt_uboot(disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
     };
     let program = flash("flash0.img", Some("/usr/lib/u-boot/qemu_arm64/u-boot.bin"))?;
     let environment = flash("flash1.img", None)?;
+    let network = match setup.without_network {
+        true => "",
+        false => "-netdev user,id=n0 -device virtio-net-device,netdev=n0",
+    };
     Ok(words(&format!(
-        "{VIRT} -netdev user,id=n0 -device virtio-net-device,netdev=n0 \
+        "{VIRT} {network} \
          -drive if=pflash,format=raw,unit=0,readonly=on,file={program} \
          -drive if=pflash,format=raw,unit=1,file={environment} \
          -drive if=none,id=d0,format={},file={} -device virtio-blk-device,drive=d0",

@@ -33,7 +33,7 @@ pub fn play(lab: &Lab) -> Outcome {
     let mut t = Timeline::begin();
     t.chapter("What the device is delivered with");
     lab.base()?;
-    let delivered = delivered::make(lab, &["usr/lib/x86_64-linux-gnu"])?;
+    let delivered = delivered::make(lab)?;
     t.note("lab", &format!("{} holds {}", delivered.engine, delivered.images.join(", ")));
     let packed = &delivered.packed;
     t.note(
