@@ -21,7 +21,7 @@ pub enum Command {
     /// The A/B switch on every board.
     DemoAll,
     Shell(&'static Board),
-    Scenario(&'static Scenario),
+    Scenario(&'static Scenario, &'static Board),
     Sweep {
         sweep: &'static Sweep,
         cuts: usize,
@@ -31,11 +31,12 @@ pub enum Command {
     BlockLog(Vec<Writer>),
 }
 
-/// A story on one board.
+/// A story on a board.
 #[derive(Debug)]
 pub struct Scenario {
     name: &'static str,
-    board: &'static str,
+    /// The boards that it is played on, first the one that is meant when none is named.
+    boards: &'static [&'static str],
     /// What it needs beside its board, in words that `qemu/run` knows.
     needs: &'static [&'static str],
     play: fn(&Lab) -> Outcome,
@@ -43,13 +44,18 @@ pub struct Scenario {
 
 const SCENARIOS: [Scenario; 5] = [
     // First boot with a preload archive and without a network.
-    Scenario { name: "demo preload", board: NUC, needs: &["engine"], play: preload::play },
+    Scenario {
+        name: "demo preload",
+        boards: &[NUC, "jetson-tx2-systemd"],
+        needs: &["engine"],
+        play: preload::play,
+    },
     // From an installer's medium to the internal disk.
-    Scenario { name: "demo flash", board: NUC, needs: &[], play: flash::play },
-    Scenario { name: "supervisor", board: NUC, needs: &[], play: supervisor::play },
-    Scenario { name: "boot-time", board: NUC, needs: &[], play: boot_time::measure },
+    Scenario { name: "demo flash", boards: &[NUC], needs: &[], play: flash::play },
+    Scenario { name: "supervisor", boards: &[NUC], needs: &[], play: supervisor::play },
+    Scenario { name: "boot-time", boards: &[NUC], needs: &[], play: boot_time::measure },
     // A root that the kernel checks, on a board whose kernel can.
-    Scenario { name: "verity", board: "jetson-tx2", needs: &["verity"], play: verity::play },
+    Scenario { name: "verity", boards: &["jetson-tx2"], needs: &["verity"], play: verity::play },
 ];
 
 /// The power goes at a number of moments, on the NUC.
@@ -77,10 +83,17 @@ impl Command {
         });
         if let Some(scenario) = scenario {
             let rest = words.get(scenario.name.split(' ').count()..).unwrap_or_default();
+            let [first, ..] = scenario.boards else { return Err(format!("{}: no board", scenario.name)) };
             return match rest {
-                [] => Ok(Self::Scenario(scenario)),
-                [board] if *board == scenario.board => Ok(Self::Scenario(scenario)),
-                _ => Err(format!("{} is played on {} and takes no more", scenario.name, scenario.board)),
+                [] => Ok(Self::Scenario(scenario, boards::named(first)?)),
+                [board] if scenario.boards.contains(board) => {
+                    Ok(Self::Scenario(scenario, boards::named(board)?))
+                }
+                _ => Err(format!(
+                    "{} is played on {} and takes no more",
+                    scenario.name,
+                    scenario.boards.join(" or ")
+                )),
             };
         }
         let (first, rest) = words.split_first().unwrap_or((&"", &[]));
@@ -107,16 +120,17 @@ impl Command {
 
     /// What must be there, in words that `qemu/run` knows.
     pub fn needs(&self) -> Vec<&'static str> {
-        let on = |name: &str, more: &[&'static str]| {
-            let board = boards::named(name).map(|b| b.needs().to_vec()).unwrap_or_default();
-            board.into_iter().chain(more.iter().copied()).collect()
+        let on = |board: &Board, more: &[&'static str]| {
+            board.needs().into_iter().chain(more.iter().copied()).collect()
         };
         let mut needs: Vec<_> = match self {
             Self::List => Vec::new(),
             Self::Demo(board) | Self::Shell(board) => board.needs().to_vec(),
             Self::DemoAll => boards::ALL.iter().flat_map(Board::needs).collect(),
-            Self::Scenario(scenario) => on(scenario.board, scenario.needs),
-            Self::Sweep { sweep, .. } => on(NUC, sweep.needs),
+            Self::Scenario(scenario, board) => on(board, scenario.needs),
+            Self::Sweep { sweep, .. } => {
+                boards::named(NUC).map_or_else(|_| Vec::new(), |nuc| on(nuc, sweep.needs))
+            }
             Self::TruthTable(tables) => tables.iter().flat_map(|t| t.needs()).copied().collect(),
             Self::BlockLog(_) => vec!["grub", "recorder", "systemd-boot", "u-boot"],
         };
@@ -136,7 +150,7 @@ impl Command {
             Self::Demo(board) => Lab::open(board).and_then(|lab| switch::play(&lab).1),
             Self::DemoAll => table::play_all(),
             Self::Shell(board) => Lab::open(board).and_then(|lab| shell::open(&lab)),
-            Self::Scenario(s) => boards::named(s.board).and_then(Lab::open).and_then(|lab| (s.play)(&lab)),
+            Self::Scenario(scenario, board) => Lab::open(board).and_then(|lab| (scenario.play)(&lab)),
             Self::Sweep { sweep, cuts } => {
                 boards::named(NUC).and_then(Lab::open).and_then(|lab| (sweep.play)(&lab, cuts))
             }
@@ -154,7 +168,7 @@ pub fn playable_on(board: &Board) -> String {
     if board.system.has_engine() {
         names.push("shell");
     }
-    names.extend(SCENARIOS.iter().filter(|s| s.board == board.name).map(|s| s.name));
+    names.extend(SCENARIOS.iter().filter(|s| s.boards.contains(&board.name)).map(|s| s.name));
     if board.name == NUC {
         names.extend(SWEEPS.iter().map(|s| s.name));
     }
@@ -212,8 +226,15 @@ mod tests {
         assert!(matches!(parsed("demo --keep"), Ok(Command::Demo(b)) if b.name == NUC));
         assert!(matches!(parsed("demo nuc-sdboot"), Ok(Command::Demo(b)) if b.name == "nuc-sdboot"));
         assert!(matches!(parsed("demo all"), Ok(Command::DemoAll)));
-        assert!(matches!(parsed("supervisor nuc"), Ok(Command::Scenario(s)) if s.name == "supervisor"));
-        assert!(matches!(parsed("demo flash"), Ok(Command::Scenario(s)) if s.name == "demo flash"));
+        for (line, expected) in [
+            ("supervisor nuc", ("supervisor", NUC)),
+            ("demo flash", ("demo flash", NUC)),
+            ("demo preload", ("demo preload", NUC)),
+            ("demo preload jetson-tx2-systemd", ("demo preload", "jetson-tx2-systemd")),
+        ] {
+            let Ok(Command::Scenario(scenario, board)) = parsed(line) else { panic!("{line}") };
+            assert_eq!((scenario.name, board.name), expected);
+        }
         assert!(matches!(parsed("truth-table"), Ok(Command::TruthTable(t)) if t == Table::ALL));
         assert!(matches!(parsed("block-log grub"), Ok(Command::BlockLog(w)) if w == [Writer::Grub]));
         for (line, expected) in
@@ -223,6 +244,7 @@ mod tests {
         }
         for wrong in [
             "demo flash fincm3",
+            "demo preload fincm3",
             "demo pdp11",
             "demo nuc fincm3",
             "power-cut --cuts",

@@ -33,13 +33,17 @@ pub struct Delivered {
     pub images: Vec<String>,
 }
 
-/// Lets this machine's engine load the supervisor's image and another one, of these directories of the base, and packs its
-/// storage.
-pub fn make(lab: &Lab, app_of: &[&str]) -> Outcome<Delivered> {
+/// Lets this machine's engine load the supervisor's image and another one, of the libraries of the board's base, and packs
+/// its storage.
+pub fn make(lab: &Lab) -> Outcome<Delivered> {
     let supervisor = lab.file("supervisor.tar");
     lab.supervisor_archive(FIRST_SUPERVISOR, &supervisor)?;
     let app = lab.file("app.tar");
-    run(Command::new("tar").args(["-C", "target/lab/base", "-cf"]).arg(&app).args(app_of))?;
+    let (base, libraries) = match lab.board.is_arm() {
+        false => ("target/lab/base", "usr/lib/x86_64-linux-gnu"),
+        true => ("target/lab/arm/debian", "usr/lib/aarch64-linux-gnu"),
+    };
+    run(Command::new("tar").args(["-C", base, "-cf"]).arg(&app).arg(libraries))?;
 
     let home = lab.directory("engine")?;
     let engine = Engine::start(&home)?;

@@ -16,7 +16,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const CPU_BUDGET_S: f64 = 900.0;
 
 /// What must be seen; a line that is missing fails the demonstration.
-const EXPECTED: [&str; 23] = [
+const EXPECTED: [&str; 25] = [
     "first boot from slot A",
     "data partition grown",
     "registered",
@@ -24,11 +24,13 @@ const EXPECTED: [&str; 23] = [
     "engine ready",
     "supervisor healthy",
     "supervisor reports to the cloud",
+    "no unit failed",
     "2.0.0 installed into B",
     "2.0.0 on trial with 3 tries",
     "2.0.0 boots from B",
     "2.0.0 healthy",
     "2.0.0 committed",
+    "no unit failed after the update",
     "3.0.0 installed into A",
     "3.0.0 fails its first boot",
     "3.0.0 fails its second boot",
@@ -101,6 +103,8 @@ fn tell(lab: &Lab, cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outc
         return Err(format!("not committed: {status}"));
     }
     t.reach("2.0.0 committed", "status", &last_update(device)?);
+    device.no_unit_failed()?;
+    t.reach("no unit failed after the update", "systemd", "running, no unit failed");
 
     t.chapter("An update whose init is broken");
     make_bundle(lab, t, "3.0.0", Fault::BrokenInit)?;
@@ -230,6 +234,8 @@ pub fn first_boot(cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outco
                 text(&entry["who"])
             );
             t.reach("supervisor reports to the cloud", "cloud", &text);
+            device.no_unit_failed()?;
+            t.reach("no unit failed", "systemd", "running, no unit failed");
             return Ok(());
         }
         std::thread::sleep(Duration::from_secs(1));

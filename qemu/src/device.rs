@@ -187,6 +187,14 @@ impl Device {
         }
     }
 
+    /// Waits until systemd has started all that it is to start. The error names the units that failed, with their last words.
+    pub fn no_unit_failed(&mut self) -> Outcome {
+        let asked = "systemctl is-system-running --wait; systemctl list-units --failed --plain --no-legend | \
+                     while read -r unit rest; do echo \"$unit $rest\"; journalctl -b -u $unit -o cat -n 5; done";
+        let said = self.run(asked, Duration::from_secs(300))?.output;
+        if said.trim() == "running" { Ok(()) } else { Err(format!("systemd is not content: {said}")) }
+    }
+
     /// The console's last lines, for the report of a failure.
     pub fn last_lines(&self, count: usize) -> String {
         let said = self.console_text().unwrap_or_else(|e| e);

@@ -95,7 +95,7 @@ impl<'a> Sweep<'a> {
     fn record(lab: &'a Lab) -> Outcome<Self> {
         println!("images");
         lab.base()?;
-        let delivered = delivered::make(lab, &["usr/lib/x86_64-linux-gnu"])?;
+        let delivered = delivered::make(lab)?;
         let cloud = lab.cloud()?;
         let os = lab.os(FIRST_VERSION, Fault::None)?;
         let played = lab.disk_named("disk.img", &os, &lab.managed(&cloud), &delivered.data)?;

@@ -9,7 +9,7 @@ use crate::Outcome;
 use crate::boards::{Board, Bootloader, Machine};
 use crate::machine::Disk;
 
-/// What differs from the board as it stands on the table; all but the second disk of the NUC only.
+/// What differs from the board as it stands on the table; all but the second disk and the network of the NUC only.
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
     /// There is no network card.
@@ -18,6 +18,8 @@ pub struct Setup {
     pub second_disk: Option<PathBuf>,
     /// Where every write to the disk is noted, in the order in which the drive got them (`block_log`). The disk must be raw.
     pub write_log: Option<PathBuf>,
+    /// What is written to the disk is forgotten when the machine is switched off.
+    pub forgetful: bool,
     /// What QEMU starts in place of firmware and bootloader.
     pub kernel: Option<Kernel>,
 }
@@ -37,7 +39,7 @@ pub struct Kernel {
 pub fn arguments(board: &Board, disk: &Disk, work: &Path, setup: &Setup) -> Outcome<Vec<String>> {
     let mut arguments = match board.machine {
         Machine::Nuc => nuc(disk, work, setup),
-        Machine::VirtUboot => virt_uboot(disk, work),
+        Machine::VirtUboot => virt_uboot(disk, work, setup),
         Machine::VirtUefi => virt_uefi(disk, work),
         Machine::Raspberry { device_tree } => Ok(raspberry(disk, board, device_tree)),
     }?;
@@ -88,7 +90,10 @@ fn nuc(disk: &Disk, work: &Path, setup: &Setup) -> Outcome<Vec<String>> {
 fn nuc_disk(disk: &Disk, setup: &Setup) -> String {
     let (format, file) = (disk.format, disk.file.display());
     match &setup.write_log {
-        None => format!("-drive if=none,id=d0,format={format},file={file}"),
+        None => {
+            let snapshot = if setup.forgetful { ",snapshot=on" } else { "" };
+            format!("-drive if=none,id=d0,format={format},file={file}{snapshot}")
+        }
         Some(log) => format!(
             "-blockdev driver=file,filename={file},node-name=f0,discard=unmap \
              -blockdev driver=raw,file=f0,node-name=r0 -blockdev driver=file,filename={},node-name=l0 \
@@ -99,7 +104,7 @@ fn nuc_disk(disk: &Disk, setup: &Setup) -> String {
 }
 
 /// A machine with U-Boot in its first flash, which keeps its environment in the second, and a virtio disk.
-fn virt_uboot(disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
+fn virt_uboot(disk: &Disk, work: &Path, setup: &Setup) -> Outcome<Vec<String>> {
     let flash = |name: &str, from: Option<&str>| {
         let path = work.join(name);
         let made = match from {
@@ -112,8 +117,12 @@ fn virt_uboot(disk: &Disk, work: &Path) -> Outcome<Vec<String>> {
     };
     let program = flash("flash0.img", Some("/usr/lib/u-boot/qemu_arm64/u-boot.bin"))?;
     let environment = flash("flash1.img", None)?;
+    let network = match setup.without_network {
+        true => "",
+        false => "-netdev user,id=n0 -device virtio-net-device,netdev=n0",
+    };
     Ok(words(&format!(
-        "{VIRT} -netdev user,id=n0 -device virtio-net-device,netdev=n0 \
+        "{VIRT} {network} \
          -drive if=pflash,format=raw,unit=0,readonly=on,file={program} \
          -drive if=pflash,format=raw,unit=1,file={environment} \
          -drive if=none,id=d0,format={},file={} -device virtio-blk-device,drive=d0",

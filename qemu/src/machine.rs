@@ -104,16 +104,37 @@ impl Machine {
 
     /// Waits until the machine has switched itself off; gives the processor time that it used in all, in seconds.
     pub fn cpu_until_off(&mut self, patience: Duration) -> Outcome<f64> {
+        self.cpu_at([], patience).map(|(_, end)| end)
+    }
+
+    /// Waits until the machine has switched itself off; gives the processor time that it had used when each of `texts`
+    /// was on its console, if it was, and in all; in seconds.
+    pub fn cpu_at<const N: usize>(
+        &mut self,
+        texts: [&str; N],
+        patience: Duration,
+    ) -> Outcome<([Option<f64>; N], f64)> {
         let deadline = Instant::now() + patience;
         let path = format!("/proc/{}/stat", self.process.id());
+        let mut at = [None; N];
         // What has ended keeps its times until it is waited for.
-        while !std::fs::read_to_string(&path).is_ok_and(|stat| has_ended(&stat)) {
+        loop {
+            let now = self.cpu_seconds()?;
+            let ended = std::fs::read_to_string(&path).is_ok_and(|stat| has_ended(&stat));
+            let said = if at.contains(&None) { read_console(&self.console)? } else { String::new() };
+            for (at, text) in at.iter_mut().zip(texts) {
+                if at.is_none() && said.contains(text) {
+                    *at = Some(now);
+                }
+            }
+            if ended {
+                return Ok((at, self.cpu_seconds()?));
+            }
             if Instant::now() > deadline {
                 return Err(format!("the machine did not switch off within {} s", patience.as_secs()));
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(if N == 0 { 50 } else { 5 }));
         }
-        self.cpu_seconds()
     }
 
     /// Whether it still runs.

@@ -15,7 +15,7 @@ use crate::timeline::Timeline;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-const EXPECTED: [&str; 8] = [
+const EXPECTED: [&str; 10] = [
     "no network card",
     "data partition grown",
     "unpacked before the engine",
@@ -24,6 +24,8 @@ const EXPECTED: [&str; 8] = [
     "apps.json in its place",
     "supervisor healthy from the preloaded image",
     "nothing asked of the cloud",
+    "no unit failed",
+    "nothing unpacked twice",
 ];
 
 /// Plays it. The error says what was missing.
@@ -31,7 +33,7 @@ pub fn play(lab: &Lab) -> Outcome {
     let mut t = Timeline::begin();
     t.chapter("What the device is delivered with");
     lab.base()?;
-    let delivered = delivered::make(lab, &["usr/lib/x86_64-linux-gnu"])?;
+    let delivered = delivered::make(lab)?;
     t.note("lab", &format!("{} holds {}", delivered.engine, delivered.images.join(", ")));
     let packed = &delivered.packed;
     t.note(
@@ -146,7 +148,26 @@ fn tell(delivered: &Delivered, cloud: &Cloud, device: &mut Device, t: &mut Timel
         return Err(format!("the cloud was asked {asked} times; {provision}"));
     }
     t.reach("nothing asked of the cloud", "cloud", "0 requests");
+    device.no_unit_failed()?;
+    t.reach("no unit failed", "systemd", "running, no unit failed");
 
+    t.chapter("Second boot");
+    let id = container["id"].clone();
+    device.start("systemctl reboot")?;
+    device.booted()?;
+    let again = healthy(device)?;
+    let said = device.ask(unit, MINUTE)?;
+    if !said.contains("nothing to unpack")
+        || said.contains("unpacked")
+        || again["supervisor"]["container"]["id"] != id
+    {
+        return Err(format!("the second boot is to find everything done: {said}; {again}"));
+    }
+    t.reach(
+        "nothing unpacked twice",
+        "journal",
+        &format!("twinhull-preload.service had nothing to do; supervisor {}", again["supervisor"]["detail"]),
+    );
     Ok(())
 }
 

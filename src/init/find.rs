@@ -22,11 +22,14 @@ const LIMIT_BYTES: u64 = 64 * 1024;
 /// `Failed` if the list cannot be read.
 pub(super) fn load_modules(dir: &Path) -> Result<()> {
     let Some(list) = sys::file::read_if_exists(&dir.join("order"), LIMIT_BYTES)? else { return Ok(()) };
+    let mut loaded = 0;
     for (file, parameters) in parse_order(&String::from_utf8_lossy(&list)) {
-        if let Err(e) = sys::module::load(&dir.join(file), parameters) {
-            log::warn!("{e}");
+        match sys::module::load(&dir.join(file), parameters) {
+            Ok(()) => loaded += 1,
+            Err(e) => log::warn!("{e}"),
         }
     }
+    log::info!("{loaded} modules loaded");
     Ok(())
 }
 

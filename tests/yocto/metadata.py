@@ -551,6 +551,7 @@ def check_bundle(stage, work, twinhull):
     check(not said, 'bundle with boot files and a hook: ' + said)
     names = [name for f in files_of(d.getVar('DEPLOYDIR'), '.bundle') for name, _ in contents(f)]
     check(names[-4:] == ['boot.index', 'boot.frames', 'hooks.index', 'hooks.frames'], 'payloads of the bundle: %s' % names)
+    check_hash_tree(stage, recipe, work, secret, public, image)
     check_deltas(recipe, work, secret, made[0], image)
     for name in ('Image', 'firmware/config.txt', 'firmware/cmdline.txt'):
         write(os.path.join(d.getVar('DEPLOY_DIR_IMAGE'), name), name)
@@ -588,6 +589,26 @@ def check_deltas(recipe, work, secret, old, image):
     new = 'twinhull-example-bundle-genericx86-64-1.1.0'
     check(found == ['%s-from-twinhull-example-bundle-genericx86-64-1.0.0.delta' % new,
                     '%s-from-%s.delta' % (new, os.path.basename(image))], 'deltas: %s' % found)
+
+
+def check_hash_tree(stage, recipe, work, secret, public, image):
+    """A bundle with a hash tree, which `bundle create` checks against the root hash, block by block."""
+    for wanted in ('1', '0'):
+        d = one(stage, 'twinhull-example-bundle', setting=('TWINHULL_BUNDLE_VERITY', wanted))
+        check(('cryptsetup-native' in d.getVar('DEPENDS').split()) == (wanted == '1'), 'DEPENDS: ' + d.getVar('DEPENDS'))
+    made = []
+    for place in ('once', 'again'):
+        d = recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_PUBLIC_KEYS=public, TWINHULL_BUNDLE_VERITY='1',
+                   DEPLOYDIR=os.path.join(work, 'deploy-sealed-' + place))
+        said = fails(d, 'do_deploy')
+        check(not said, 'bundle with a hash tree: ' + said)
+        made += files_of(d.getVar('DEPLOYDIR'), '.bundle')
+    check(len(made) == 2 and contents(made[0]) == contents(made[1]), 'two bundles with a hash tree differ')
+    [root] = tomllib.loads(dict(contents(made[0]))['manifest.toml'].decode())['payload']
+    verity = root.get('verity', {})
+    check(verity.get('hash_offset') == os.path.getsize(image), 'the hash tree is not right behind the image: %s' % verity)
+    said = fails(recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_BUNDLE_VERITY='1', PATH=os.path.dirname(image)), 'do_deploy')
+    check('no veritysetup in PATH' in said, 'a hash tree without veritysetup: ' + said)
 
 
 def contents(bundle):

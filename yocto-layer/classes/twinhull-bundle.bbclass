@@ -30,6 +30,8 @@ TWINHULL_BUNDLE_BOOT_FILES ?= "${@d.getVar('TWINHULL_SLOT_BOOT_FILES') if d.getV
 TWINHULL_BUNDLE_BOOT_FILES[doc] = "The same, as SOURCE;DESTINATION of files in DEPLOY_DIR_IMAGE; but for cmdline.txt, which differs from slot to slot"
 TWINHULL_BUNDLE_HOOKS ?= ""
 TWINHULL_BUNDLE_HOOKS[doc] = "NAME=FILE of programs that the new system runs before it is committed; absolute paths"
+TWINHULL_BUNDLE_VERITY ?= "0"
+TWINHULL_BUNDLE_VERITY[doc] = "1: the image gets a hash tree, and devices check each block of their root as they read it (dm-verity)"
 TWINHULL_BUNDLE_LEVEL ?= "19"
 TWINHULL_BUNDLE_LEVEL[doc] = "zstd level, 1 to 22"
 TWINHULL_BUNDLE_DELTA_FROM ?= ""
@@ -45,6 +47,8 @@ TWINHULL_BUNDLE_NAME ?= "${PN}-${MACHINE}-${TWINHULL_BUNDLE_VERSION}"
 
 INHIBIT_DEFAULT_DEPS = "1"
 DEPENDS += "${TWINHULL_PROVIDER}-native"
+# In OpenEmbedded-Core; for kirkstone in meta-oe.
+DEPENDS += "${@'cryptsetup-native' if bb.utils.to_boolean(d.getVar('TWINHULL_BUNDLE_VERITY')) else ''}"
 PACKAGE_ARCH = "${MACHINE_ARCH}"
 # An image and a key are needed.
 EXCLUDE_FROM_WORLD = "1"
@@ -70,7 +74,8 @@ def twinhull_bundle_arguments(d):
     if not found:
         bb.fatal('neither %s exists: does %s make %s (IMAGE_FSTYPES)?'
                  % (' nor '.join(names), image, d.getVar('TWINHULL_BUNDLE_FSTYPE')))
-    arguments = ['--image', found[0], '--version', version, '--arch', d.getVar('TWINHULL_DEVICE_ARCH'),
+    image, tree = twinhull_bundle_hash_tree(d, found[0])
+    arguments = ['--image', image, *tree, '--version', version, '--arch', d.getVar('TWINHULL_DEVICE_ARCH'),
                  '--compatible', ','.join(d.getVar('TWINHULL_BUNDLE_COMPATIBLE').replace(',', ' ').split()),
                  '--release', d.getVar('TWINHULL_BUNDLE_RELEASE'), '--level', d.getVar('TWINHULL_BUNDLE_LEVEL')]
     if d.getVar('TWINHULL_BUNDLE_MIN_VERSION'):
@@ -84,6 +89,28 @@ def twinhull_bundle_arguments(d):
     for hook in d.getVar('TWINHULL_BUNDLE_HOOKS').split():
         arguments += ['--hook', hook]
     return arguments
+
+# The image, with a hash tree behind it if TWINHULL_BUNDLE_VERITY says so, and the arguments that tell of the tree. Salt and id
+# are made of the bundle's name, not by chance: the same image gives the same bundle.
+def twinhull_bundle_hash_tree(d, image):
+    import hashlib, subprocess, uuid
+    if not bb.utils.to_boolean(d.getVar('TWINHULL_BUNDLE_VERITY')):
+        return image, []
+    sealed, name = os.path.join(d.getVar('WORKDIR'), 'sealed-image'), d.getVar('TWINHULL_BUNDLE_NAME')
+    subprocess.run(['cp', '--dereference', '--sparse=always', image, sealed], check=True)
+    blocks = -(-os.path.getsize(sealed) // 4096)
+    os.truncate(sealed, blocks * 4096)
+    veritysetup = bb.utils.which(d.getVar('PATH'), 'veritysetup')
+    if not veritysetup:
+        bb.fatal('TWINHULL_BUNDLE_VERITY: there is no veritysetup in PATH; cryptsetup-native brings it')
+    ran = subprocess.run([veritysetup, 'format', '--hash=sha256', '--data-blocks=%d' % blocks,
+                          '--hash-offset=%d' % (blocks * 4096), '--salt=' + hashlib.sha256(name.encode()).hexdigest(),
+                          '--uuid=%s' % uuid.uuid5(uuid.NAMESPACE_DNS, name), sealed, sealed],
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    found = [line.split()[-1] for line in ran.stdout.splitlines() if line.startswith('Root hash:')]
+    if ran.returncode or not found:
+        bb.fatal('veritysetup: %s' % ran.stdout.strip())
+    return sealed, ['--verity-root', found[0], '--verity-offset', str(blocks * 4096)]
 
 # Files of TWINHULL_BUNDLE_BOOT_FILES by their path on the boot partition, found as wic finds those of IMAGE_BOOT_FILES.
 def twinhull_bundle_boot_files(d):
@@ -163,5 +190,5 @@ do_deploy[file-checksums] += "${@' '.join(f + ':True' for f in d.getVar('TWINHUL
 do_deploy[file-checksums] += "${@' '.join(f + ':True' for f in [d.getVar('TWINHULL_BUNDLE_BOOT_DIR')] + [h.partition('=')[2] for h in d.getVar('TWINHULL_BUNDLE_HOOKS').split()] if f)}"
 do_deploy[vardeps] += "TWINHULL_BUNDLE_BOOT_DIR TWINHULL_BUNDLE_BOOT_FILES TWINHULL_BUNDLE_COMPATIBLE TWINHULL_BUNDLE_DELTA_FROM TWINHULL_BUNDLE_FSTYPE TWINHULL_BUNDLE_HOOKS TWINHULL_BUNDLE_IMAGE TWINHULL_BUNDLE_LEVEL \
     TWINHULL_BUNDLE_MIN_VERSION TWINHULL_BUNDLE_NAME TWINHULL_BUNDLE_PROVIDES TWINHULL_BUNDLE_RELEASE \
-    TWINHULL_BUNDLE_UNSIGNED TWINHULL_BUNDLE_VERSION TWINHULL_DEVICE_ARCH"
+    TWINHULL_BUNDLE_UNSIGNED TWINHULL_BUNDLE_VERITY TWINHULL_BUNDLE_VERSION TWINHULL_DEVICE_ARCH"
 do_deploy[vardepsexclude] += "TWINHULL_BUNDLE_KEYS TWINHULL_BUNDLE_PASSWORD_FILE TWINHULL_PUBLIC_KEYS"

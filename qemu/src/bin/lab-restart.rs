@@ -1,7 +1,8 @@
 //! Restarts or switches off a device of the lab at once, with an argument for its firmware: the last that the lab's own inits do.
 //!
-//! Usage: `lab-restart reboot|poweroff [ARGUMENT]`; by the name `lab-off` it makes read-only what PID 1 has
-//! mounted, so that the next boot finds it in order, and switches off, whatever it is given. busybox's own takes no argument, which `tryboot` needs.
+//! Usage: `lab-restart reboot|poweroff [ARGUMENT]`; by the name `lab-off` it switches off, whatever it is given; so by the
+//! name `lab-off-clean`, which first makes read-only what PID 1 has mounted: the next boot finds it in order. busybox's
+//! own takes no argument, which `tryboot` needs.
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros)]
 
 use std::ffi::{CStr, CString};
@@ -19,9 +20,10 @@ fn make_read_only(place: &CStr) {
 
 fn main() -> ExitCode {
     let mut args = std::env::args();
-    let named_off = args.next().is_some_and(|name| name.ends_with("/lab-off"));
-    let off = args.next().is_some_and(|word| word == "poweroff") || named_off;
-    if named_off {
+    let name = args.next().unwrap_or_default();
+    let clean = name.ends_with("/lab-off-clean");
+    let off = args.next().is_some_and(|word| word == "poweroff") || clean || name.ends_with("/lab-off");
+    if clean {
         [c"/mnt/data", c"/mnt/state", c"/mnt/boot"].into_iter().for_each(make_read_only);
     }
     let argument = CString::new(args.next().unwrap_or_default()).unwrap_or_default();
