@@ -282,11 +282,8 @@ fn judge(work: &Path, writer: Writer, base: &[u8], replay: &Replay, found: &Foun
         std::fs::create_dir_all(&directory).map_err(|e| format!("{}: {e}", directory.display()))?;
         let file = directory.with_extension("img");
         let bootloader = Loader::of(writer);
-        // Of too many, some from each part of the recording.
-        let every = bootloader.map_or(1, |b| found.distinct.len().div_ceil(b.most()).max(1));
-        let picked: Vec<usize> = (0..cases.len()).step_by(every).collect();
         if let Some(bootloader) = bootloader {
-            bootloader.driver(&directory, &picked)?;
+            bootloader.driver(&directory, &(0..cases.len()).collect::<Vec<_>>())?;
         }
         let disk = CaseDisk::make(file.clone(), &directory, &cases)?;
         check_with_mtools(&disk, writer, base, replay, states)?;
@@ -295,11 +292,11 @@ fn judge(work: &Path, writer: Writer, base: &[u8], replay: &Replay, found: &Foun
         let decisions: Vec<&Outcome<Decision>> = states.iter().map(|(_, decision)| decision).collect();
         if let Some(bootloader) = bootloader {
             loader = bootloader.words().to_owned();
-            let wrong = bootloader.wrong(work, &disk, &picked, &decisions)?;
+            let wrong = bootloader.wrong(work, &disk, &decisions)?;
             if let Some(wrong) = wrong.first() {
                 return Err(format!("{loader}: {wrong}"));
             }
-            with_loader += picked.len();
+            with_loader += cases.len();
         }
         let list: Vec<(usize, Writer)> = (0..cases.len()).map(|n| (CaseDisk::partition(n), writer)).collect();
         let console = recorder::look(work, &for_twinhull.file, "recover", &list)?;
@@ -398,14 +395,6 @@ impl Loader {
         }
     }
 
-    /// The most states that it is shown: systemd-boot waits for seconds after each start that fails.
-    const fn most(self) -> usize {
-        match self {
-            Self::SystemdBoot => 48,
-            _ => usize::MAX,
-        }
-    }
-
     fn driver(self, directory: &Path, cases: &[usize]) -> Outcome {
         match self {
             Self::Grub => jury::grub_driver(directory, cases, |case| {
@@ -441,21 +430,15 @@ impl Loader {
     }
 
     /// What the real one does otherwise than the rules say.
-    fn wrong(
-        self,
-        work: &Path,
-        disk: &CaseDisk,
-        cases: &[usize],
-        decisions: &[&Outcome<Decision>],
-    ) -> Outcome<Vec<String>> {
+    fn wrong(self, work: &Path, disk: &CaseDisk, decisions: &[&Outcome<Decision>]) -> Outcome<Vec<String>> {
         let console = match self {
             Self::BootRom => String::new(),
             _ => disk.judge(self.board()?, work)?,
         };
         let mut wrong = Vec::new();
-        for (case, expected) in cases.iter().map(|case| (*case, decisions[*case])) {
+        for (case, expected) in decisions.iter().enumerate() {
             let seen = self.seen(&console, case, disk);
-            if seen != *expected {
+            if seen != **expected {
                 let words = |d: &Outcome<Decision>| d.as_ref().map_or_else(Clone::clone, ToString::to_string);
                 wrong.push(format!("state {case}: {}, expected {}", words(&seen), words(expected)));
             }
