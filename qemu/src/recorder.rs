@@ -10,7 +10,9 @@ use crate::block_log::BlockLog;
 use crate::disk::mtools;
 use crate::images::run;
 use crate::jury::{CASE_MIB, make_fat};
-use crate::recording::{ENVIRONMENT_BYTES, ENVIRONMENT_FILES, RECORDED, Writer};
+use crate::recording::{
+    Action, CONFIG_FILE, ENVIRONMENT_BYTES, ENVIRONMENT_FILES, RECORDED, Step, Writer, config_content,
+};
 use crate::replay::{self, Event};
 
 const CACHE: &str = "target/lab";
@@ -186,6 +188,9 @@ pub fn boot_partition(work: &Path, writer: Writer) -> Outcome<Vec<u8>> {
             }
         }
         Writer::Tryboot => files.copy("autoboot.txt", "boot/raspberrypi/autoboot.txt")?,
+        Writer::Fatrw => {
+            files.write(CONFIG_FILE, config_content(Step { action: Action::Disarm, slot: 'A' }))?;
+        }
     }
     let image = work.join(format!("{}.img", writer.name()));
     // What UEFI reads is FAT32 with clusters of a sector here; elsewhere FAT16 with clusters of four, as mkfs.vfat makes it for
