@@ -56,10 +56,7 @@ pub fn is_written(writer: Writer, path: &str) -> bool {
         Writer::UbootText => [place(writer), "bootcount.env", "BOOTCO~1.ENV"].contains(&path),
         Writer::UbootEnvRedundant | Writer::FwSetenvRedundant => ENVIRONMENT_FILES.contains(&path),
         Writer::Fatrw => {
-            path == CONFIG_FILE
-                || path.starts_with(".config.json.")
-                || begins_and_ends("CONFIG~", ".MD5")
-                || begins_and_ends("CONFIG~", ".TMP")
+            [CONFIG_FILE, "CONFIG.NEW"].contains(&path) || begins_and_ends(".config.json.", ".md5sum")
         }
         _ => path == place(writer),
     }
@@ -242,13 +239,15 @@ fn entries(tree: &Tree) -> Outcome<Decision> {
     Ok(Decision { slot, counted, asked: None })
 }
 
+/// The name of fatrw's journal file of this content.
+pub fn journal_name(content: &[u8]) -> String {
+    let md5: String = Md5::digest(content).iter().map(|b| format!("{b:02x}")).collect();
+    format!(".config.json.0badcafe.{md5}.md5sum")
+}
+
 /// fatrw: a journal file whose content has the MD5 of its name counts, else the file itself.
 fn fatrw(tree: &Tree, file: &[u8]) -> Outcome<Decision> {
-    let whole = |(path, content): &(&String, &Vec<u8>)| {
-        let name = path.strip_prefix(".config.json.").and_then(|rest| rest.strip_suffix(".md5sum"));
-        let md5: String = Md5::digest(content).iter().map(|b| format!("{b:02x}")).collect();
-        name.and_then(|name| name.split_once('.')).is_some_and(|(_, named)| named == md5)
-    };
+    let whole = |(path, content): &(&String, &Vec<u8>)| **path == journal_name(content);
     let journals: Vec<&Vec<u8>> = tree.iter().filter(whole).map(|(_, content)| content).collect();
     let content = match journals.as_slice() {
         [] => file,
