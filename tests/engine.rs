@@ -332,9 +332,7 @@ fn a_new_supervisor_that_is_well_is_kept_and_a_rollback_returns() {
         let file = lab.loose_archive("3.0.0").display().to_string();
         let (code, text) = lab.twinhull(&["supervisor", "update", "--from", &file]);
         assert_eq!(code, 0, "{text}");
-        until("the oldest image is gone", || {
-            lab.engine().image(named).unwrap().is_none().then_some(())
-        });
+        until("the oldest image is gone", || lab.engine().image(named).unwrap().is_none().then_some(()));
         assert!(lab.engine().image("lab/supervisor:1.0.0").unwrap().is_some());
     });
 }
