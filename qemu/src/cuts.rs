@@ -2,10 +2,11 @@
 //!
 //! At each moment between two writes, everything that the disk may then hold (`replay`) must make the bootloader do what the plan
 //! before the step says, or what the plan after it says, and after the step the latter only. All of it is judged by `fat` and
-//! `rules`; each boot partition that is different from the others is then shown to mtools, to the real bootloader, and to a kernel
-//! with twinhull, which must be able to go on from there.
+//! `rules`; the boot partitions that are different from each other are then shown to mtools, to the real bootloader, and to a
+//! kernel with twinhull, which must be able to go on from there.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::Path;
 
 use crate::block_log::{SECTOR_BYTES, Sector};
@@ -42,8 +43,17 @@ struct Found {
     moments_with_neither: usize,
     /// The first of them, for people.
     examples: Vec<String>,
-    /// Each boot partition that is different from the others, in the order in which it was found, with what the rules say.
-    distinct: Vec<(State, Outcome<Decision>)>,
+    /// Each boot partition that is different from the others, in the order in which it was found.
+    distinct: Vec<Different>,
+}
+
+/// A boot partition that is different from the others.
+struct Different {
+    state: State,
+    /// What the rules say.
+    decision: Outcome<Decision>,
+    /// A number for its files: what is not theirs may differ as well.
+    files: u64,
 }
 
 /// Records, replays and judges. The error says what failed of twinhull's own writes.
@@ -171,9 +181,15 @@ fn replay_all(writer: Writer, base: &[u8], entries: &[Entry], replay: &mut Repla
                     found.variants += 1;
                     let state = without_unchanged(state, base, replay);
                     let decision = known.entry(state).or_insert_with_key(|state| {
-                        let judged = judge_state(writer, base, state, replay, &untouched);
-                        found.distinct.push((state.clone(), judged.clone()));
-                        judged
+                        let tree = tree_of(base, state, replay);
+                        let files = BuildHasherDefault::<DefaultHasher>::default().hash_one(&tree);
+                        let decision = tree.and_then(|tree| judge_tree(writer, &tree, &untouched));
+                        found.distinct.push(Different {
+                            state: state.clone(),
+                            decision: decision.clone(),
+                            files,
+                        });
+                        decision
                     });
                     match decision {
                         Ok(decision) if *decision == plans[1] => found.new += 1,
@@ -199,6 +215,17 @@ fn replay_all(writer: Writer, base: &[u8], entries: &[Entry], replay: &mut Repla
 }
 
 impl Found {
+    /// Those that others than the rules are shown: one for all files that are the same, and of the rest as many as there is
+    /// room for on a disk.
+    fn shown(&self) -> Vec<&Different> {
+        let mut seen = BTreeSet::new();
+        let (mut shown, rest): (Vec<_>, Vec<_>) = self.distinct.iter().partition(|d| seen.insert(d.files));
+        let room = MOST.saturating_sub(shown.len());
+        let every = rest.len().div_ceil(room.max(1)).max(1);
+        shown.extend(rest.into_iter().step_by(every).take(room));
+        shown
+    }
+
     fn summary(&self, writer: Writer) -> String {
         let sampled = match self.sampled {
             0 => "all of them".to_owned(),
@@ -248,21 +275,14 @@ fn untouched(writer: Writer, tree: &Tree) -> Tree {
     others.map(|(path, content)| (path.clone(), content.clone())).collect()
 }
 
-fn judge_state(
-    writer: Writer,
-    base: &[u8],
-    state: &State,
-    replay: &Replay,
-    others: &Tree,
-) -> Outcome<Decision> {
-    let tree = tree_of(base, state, replay)?;
-    let found = untouched(writer, &tree);
+fn judge_tree(writer: Writer, tree: &Tree, others: &Tree) -> Outcome<Decision> {
+    let found = untouched(writer, tree);
     if found != *others {
         let differs = |path: &&String| found.get(*path) != others.get(*path);
         let paths: BTreeSet<&String> = found.keys().chain(others.keys()).filter(differs).collect();
         return Err(format!("another file has changed: {paths:?}"));
     }
-    rules::decide(writer, &tree)
+    rules::decide(writer, tree)
 }
 
 /// Shows the different boot partitions to mtools, to the real bootloader and to twinhull in a guest; a line for each.
@@ -270,36 +290,30 @@ fn judge(work: &Path, writer: Writer, base: &[u8], replay: &Replay, found: &Foun
     let mut lines = Vec::new();
     let mut shown = 0;
     let (mut with_loader, mut loader) = (0, String::new());
-    for (batch, states) in found.distinct.chunks(MOST).enumerate() {
-        let cases: Vec<Case> = states
-            .iter()
-            .map(|(state, _)| Case {
-                base,
-                over: state.iter().map(|(sector, number)| (*sector, *replay.content(*number))).collect(),
-            })
-            .collect();
+    for (batch, states) in found.shown().chunks(MOST).enumerate() {
+        let over = |state: &State| {
+            state.iter().map(|(sector, number)| (*sector, *replay.content(*number))).collect()
+        };
+        let cases: Vec<Case> = states.iter().map(|d| Case { base, over: over(&d.state) }).collect();
         let directory = work.join(format!("driver-{}-{batch}", writer.name()));
         std::fs::create_dir_all(&directory).map_err(|e| format!("{}: {e}", directory.display()))?;
         let file = directory.with_extension("img");
         let bootloader = Loader::of(writer);
-        // Of too many, some from each part of the recording.
-        let every = bootloader.map_or(1, |b| found.distinct.len().div_ceil(b.most()).max(1));
-        let picked: Vec<usize> = (0..cases.len()).step_by(every).collect();
         if let Some(bootloader) = bootloader {
-            bootloader.driver(&directory, &picked)?;
+            bootloader.driver(&directory, &(0..cases.len()).collect::<Vec<_>>())?;
         }
         let disk = CaseDisk::make(file.clone(), &directory, &cases)?;
         check_with_mtools(&disk, writer, base, replay, states)?;
         // Twinhull works on a copy: the bootloader counts on the disk itself.
         let for_twinhull = CaseDisk::make(directory.with_extension("twinhull.img"), &directory, &cases)?;
-        let decisions: Vec<&Outcome<Decision>> = states.iter().map(|(_, decision)| decision).collect();
+        let decisions: Vec<&Outcome<Decision>> = states.iter().map(|d| &d.decision).collect();
         if let Some(bootloader) = bootloader {
             loader = bootloader.words().to_owned();
-            let wrong = bootloader.wrong(work, &disk, &picked, &decisions)?;
+            let wrong = bootloader.wrong(work, &disk, &decisions)?;
             if let Some(wrong) = wrong.first() {
                 return Err(format!("{loader}: {wrong}"));
             }
-            with_loader += picked.len();
+            with_loader += cases.len();
         }
         let list: Vec<(usize, Writer)> = (0..cases.len()).map(|n| (CaseDisk::partition(n), writer)).collect();
         let console = recorder::look(work, &for_twinhull.file, "recover", &list)?;
@@ -325,10 +339,10 @@ fn check_with_mtools(
     writer: Writer,
     base: &[u8],
     replay: &Replay,
-    states: &[(State, Outcome<Decision>)],
+    states: &[&Different],
 ) -> Outcome {
-    for (n, (state, _)) in states.iter().enumerate() {
-        for (path, content) in tree_of(base, state, replay)? {
+    for (n, different) in states.iter().enumerate() {
+        for (path, content) in tree_of(base, &different.state, replay)? {
             if rules::is_written(writer, &path) && disk.mtools_read(n, &path)? != content {
                 return Err(format!("mtools reads {path} of state {n} otherwise"));
             }
@@ -375,7 +389,7 @@ impl Loader {
             Writer::UbootEnv => Some(Self::UbootEnv),
             Writer::SystemdBoot => Some(Self::SystemdBoot),
             Writer::Tryboot => Some(Self::BootRom),
-            // Debian has no U-Boot with a redundant environment; the other one is read by PID 1, which the guest shows.
+            // Debian has no U-Boot with a redundant environment; the others are read by twinhull, which the guest shows.
             _ => None,
         }
     }
@@ -395,14 +409,6 @@ impl Loader {
         match self {
             Self::Uboot | Self::UbootEnv => boards::named("jetson-tx2"),
             _ => boards::named("nuc"),
-        }
-    }
-
-    /// The most states that it is shown: systemd-boot waits for seconds after each start that fails.
-    const fn most(self) -> usize {
-        match self {
-            Self::SystemdBoot => 48,
-            _ => usize::MAX,
         }
     }
 
@@ -441,21 +447,15 @@ impl Loader {
     }
 
     /// What the real one does otherwise than the rules say.
-    fn wrong(
-        self,
-        work: &Path,
-        disk: &CaseDisk,
-        cases: &[usize],
-        decisions: &[&Outcome<Decision>],
-    ) -> Outcome<Vec<String>> {
+    fn wrong(self, work: &Path, disk: &CaseDisk, decisions: &[&Outcome<Decision>]) -> Outcome<Vec<String>> {
         let console = match self {
             Self::BootRom => String::new(),
             _ => disk.judge(self.board()?, work)?,
         };
         let mut wrong = Vec::new();
-        for (case, expected) in cases.iter().map(|case| (*case, decisions[*case])) {
+        for (case, expected) in decisions.iter().enumerate() {
             let seen = self.seen(&console, case, disk);
-            if seen != *expected {
+            if seen != **expected {
                 let words = |d: &Outcome<Decision>| d.as_ref().map_or_else(Clone::clone, ToString::to_string);
                 wrong.push(format!("state {case}: {}, expected {}", words(&seen), words(expected)));
             }

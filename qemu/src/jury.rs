@@ -23,14 +23,14 @@ use crate::machine::{Disk, Machine};
 pub const MOST: usize = 120;
 /// The size of each case's partition, in MiB: FAT32 with clusters of one sector needs as much.
 pub const CASE_MIB: u64 = 34;
-const DRIVER_MIB: u64 = 64;
+/// That of the first partition, where the driver is.
+pub const DRIVER_MIB: u64 = 64;
 const MIB: u64 = 1 << 20;
 const POLL: Duration = Duration::from_millis(300);
 /// What the driver says when it is through.
 const DONE: &str = "lab: all cases done";
-/// For firmware and bootloader to start on a busy machine; and for each case.
-const START: Duration = Duration::from_secs(300);
-const EACH: Duration = Duration::from_secs(15);
+/// How long the console may be silent on a busy machine.
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// A boot partition: its sectors, and those that are different.
 pub struct Case<'a> {
@@ -44,13 +44,12 @@ pub struct Case<'a> {
 pub struct CaseDisk {
     /// The raw image.
     pub file: PathBuf,
-    cases: usize,
 }
 
 impl CaseDisk {
     /// Makes it. `driver` has the files of the first partition.
     pub fn make(file: PathBuf, driver: &Path, cases: &[Case]) -> Outcome<Self> {
-        let disk = Self { file, cases: cases.len() };
+        let disk = Self { file };
         let problem = |e: std::io::Error| format!("{}: {e}", disk.file.display());
         let _ = std::fs::remove_file(&disk.file);
         let image = File::create(&disk.file).map_err(problem)?;
@@ -130,10 +129,12 @@ impl CaseDisk {
     pub fn judge(&self, board: &Board, work: &Path) -> Outcome<String> {
         let mut machine =
             Machine::start(board, &Disk { file: &self.file, format: "raw" }, work, &Setup::default())?;
-        let patience = START + EACH * u32::try_from(self.cases).unwrap_or(u32::MAX);
-        let deadline = Instant::now() + patience;
+        let (mut heard, mut deadline) = (0, Instant::now() + SILENCE);
         loop {
             let console = read_console(&machine.console)?;
+            if console.len() > heard {
+                (heard, deadline) = (console.len(), Instant::now() + SILENCE);
+            }
             if console.contains(DONE) {
                 machine.cut()?;
                 return Ok(console);

@@ -37,6 +37,7 @@ mod supervisor_image;
 mod switch;
 mod table;
 mod tables;
+mod tables_real;
 mod timeline;
 mod truth_table;
 mod verity;

@@ -10,8 +10,11 @@ use crate::block_log::BlockLog;
 use crate::disk::mtools;
 use crate::images::run;
 use crate::jury::{CASE_MIB, make_fat};
-use crate::recording::{ENVIRONMENT_BYTES, ENVIRONMENT_FILES, RECORDED, Writer};
+use crate::recording::{
+    Action, CONFIG_FILE, ENVIRONMENT_BYTES, ENVIRONMENT_FILES, RECORDED, Step, Writer, config_content,
+};
 use crate::replay::{self, Event};
+use crate::rules;
 
 const CACHE: &str = "target/lab";
 const RECORDER: &str = "target/debug/lab-recorder";
@@ -186,12 +189,25 @@ pub fn boot_partition(work: &Path, writer: Writer) -> Outcome<Vec<u8>> {
             }
         }
         Writer::Tryboot => files.copy("autoboot.txt", "boot/raspberrypi/autoboot.txt")?,
+        Writer::Fatrw => {
+            // Somebody's write was interrupted when its journal file was whole. There is room for two more entries of the sixteen
+            // in the root's only cluster, which may not grow.
+            let [old, new] =
+                [Action::Commit, Action::Disarm].map(|action| config_content(Step { action, slot: 'A' }));
+            files.write(CONFIG_FILE, old)?;
+            files.write(&rules::journal_name(&new), new)?;
+            for n in 1..=5 {
+                files.write(&format!("FILE{n}"), "x")?;
+            }
+        }
     }
     let image = work.join(format!("{}.img", writer.name()));
     // What UEFI reads is FAT32 with clusters of a sector here; elsewhere FAT16 with clusters of four, as mkfs.vfat makes it for
     // balenaOS's 40 MB.
     let (kind, sectors) = match writer {
-        Writer::Grub | Writer::GrubEditenv | Writer::SystemdBoot | Writer::Bootenv => ("32", 1),
+        Writer::Grub | Writer::GrubEditenv | Writer::SystemdBoot | Writer::Bootenv | Writer::Fatrw => {
+            ("32", 1)
+        }
         _ => ("16", 4),
     };
     make_fat(&image, kind, sectors, CASE_MIB, &directory)?;

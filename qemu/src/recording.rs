@@ -71,6 +71,8 @@ pub enum Writer {
     SystemdBoot,
     /// twinhull, with the Raspberry Pi's `autoboot.txt`.
     Tryboot,
+    /// twinhull, with a file that no bootloader reads: `config.json`, as balena's fatrw writes it.
+    Fatrw,
     /// `grub-editenv`, with GRUB's block.
     GrubEditenv,
     /// `fw_setenv`, with a single environment.
@@ -81,7 +83,7 @@ pub enum Writer {
 
 impl Writer {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Grub,
         Self::UbootText,
         Self::SystemdBoot,
@@ -90,6 +92,7 @@ impl Writer {
         Self::UbootEnvRedundant,
         Self::Initramfs,
         Self::Bootenv,
+        Self::Fatrw,
         Self::GrubEditenv,
         Self::FwSetenv,
         Self::FwSetenvRedundant,
@@ -106,6 +109,7 @@ impl Writer {
             Self::Initramfs => "initramfs",
             Self::SystemdBoot => "systemd-boot",
             Self::Tryboot => "tryboot",
+            Self::Fatrw => "fatrw",
             Self::GrubEditenv => "grub-editenv",
             Self::FwSetenv => "fw_setenv",
             Self::FwSetenvRedundant => "fw_setenv-redundant",
@@ -116,6 +120,19 @@ impl Writer {
     pub fn find(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|w| w.name() == name)
     }
+}
+
+/// The file that is written with fatrw.
+pub const CONFIG_FILE: &str = "config.json";
+
+/// What stands in it after a step: of several lengths, most of them longer than a cluster.
+pub fn config_content(step: Step) -> Vec<u8> {
+    let lines = match step.action {
+        Action::Arm => 90,
+        Action::Commit => 20,
+        Action::Disarm => 55,
+    };
+    format!("{{\"step\":\"{step}\",\"note\":\"nothing of this may change\"}}\n").repeat(lines).into_bytes()
 }
 
 /// The size of a copy of U-Boot's environment: what Debian's U-Boot for the Raspberry Pi 3 has on FAT.

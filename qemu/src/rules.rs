@@ -1,9 +1,11 @@
 //! What each bootloader makes of the files of its boot partition: its own rules, written down once more, apart from twinhull's
 //! code and models. `boot/README.md` has them as tables, which the tests here go through.
 
+use md5::{Digest, Md5};
+
 use crate::Outcome;
 use crate::fat::Tree;
-use crate::recording::{Action, ENVIRONMENT_FILES, Step, Writer};
+use crate::recording::{Action, CONFIG_FILE, ENVIRONMENT_FILES, Step, Writer, config_content};
 
 /// What a bootloader does with a boot partition.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +40,7 @@ pub const fn place(writer: Writer) -> &'static str {
         Writer::Initramfs => "initramfs.env",
         Writer::SystemdBoot => "loader/entries",
         Writer::Tryboot => "autoboot.txt",
+        Writer::Fatrw => CONFIG_FILE,
     }
 }
 
@@ -52,6 +55,9 @@ pub fn is_written(writer: Writer, path: &str) -> bool {
         }
         Writer::UbootText => [place(writer), "bootcount.env", "BOOTCO~1.ENV"].contains(&path),
         Writer::UbootEnvRedundant | Writer::FwSetenvRedundant => ENVIRONMENT_FILES.contains(&path),
+        Writer::Fatrw => {
+            [CONFIG_FILE, "CONFIG.NEW"].contains(&path) || begins_and_ends(".config.json.", ".md5sum")
+        }
         _ => path == place(writer),
     }
 }
@@ -106,6 +112,7 @@ pub fn decide(writer: Writer, tree: &Tree) -> Outcome<Decision> {
             environment(&[a, b])
         }
         Writer::SystemdBoot => entries(tree),
+        Writer::Fatrw => fatrw(tree, file(first)?),
         Writer::Tryboot => {
             let text = file(first)?;
             let chosen = |asked| firmware(text, asked);
@@ -230,6 +237,28 @@ fn entries(tree: &Tree) -> Outcome<Decision> {
     let counted = counter.filter(|(left, _)| *left > 0);
     let counted = counted.map(|(left, done)| format!("{id}+{}-{}.conf", left - 1, done + 1));
     Ok(Decision { slot, counted, asked: None })
+}
+
+/// The name of fatrw's journal file of this content.
+pub fn journal_name(content: &[u8]) -> String {
+    let md5: String = Md5::digest(content).iter().map(|b| format!("{b:02x}")).collect();
+    format!(".config.json.0badcafe.{md5}.md5sum")
+}
+
+/// fatrw: a journal file whose content has the MD5 of its name counts, else the file itself.
+fn fatrw(tree: &Tree, file: &[u8]) -> Outcome<Decision> {
+    let whole = |(path, content): &(&String, &Vec<u8>)| **path == journal_name(content);
+    let journals: Vec<&Vec<u8>> = tree.iter().filter(whole).map(|(_, content)| content).collect();
+    let content = match journals.as_slice() {
+        [] => file,
+        [journal] => journal,
+        _ => return Err(format!("{} whole journal files", journals.len())),
+    };
+    let slots = ['A', 'B'].into_iter();
+    let mut steps = slots
+        .flat_map(|slot| [Action::Arm, Action::Commit, Action::Disarm].map(|action| Step { action, slot }));
+    let step = steps.find(|step| config_content(*step) == content);
+    step.map(|step| expected(Writer::Fatrw, step)).ok_or_else(|| "what nobody has written".to_owned())
 }
 
 /// The Raspberry Pi's firmware.

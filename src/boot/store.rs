@@ -2,8 +2,8 @@
 //!
 //! FAT has no atomic rename and no journal. What it has is sectors: a file that is overwritten in place, within one
 //! sector of 512 bytes, keeps its clusters and its directory entry, and holds the old or the new bytes. fatrw's way
-//! (`sys::fatrw`) is for files that only programs read: after a cut in its rename the target may be missing until
-//! somebody finishes the write, and a bootloader never does.
+//! is for files that only programs read: after a cut in its rename the target may be missing until somebody finishes the
+//! write (`sys::fatrw`), and a bootloader never does.
 
 use std::path::{Path, PathBuf};
 
@@ -127,14 +127,7 @@ impl Store for Directory {
     }
 
     fn check_room(&self, names: u64, letters: usize) -> Result<()> {
-        match sys::fat_room::fitting(&self.0, letters)? {
-            Some(fitting) if fitting < names => Err(Error::refused(format!(
-                "{}: room for {fitting} new names, expected {names}: a power cut while a directory of FAT grows damages it; \
-                 remove files from it",
-                self.0.display()
-            ))),
-            _ => Ok(()),
-        }
+        sys::fat_room::check(&self.0, names, letters)
     }
 
     fn remove(&mut self, name: &str) -> Result<()> {

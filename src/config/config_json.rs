@@ -2,7 +2,7 @@
 //!
 //! Keys that are not ours stay as they are spelled, in their order; the file's style (compact as the supervisor
 //! writes it, or indented) stays too. Every change is one read, change and write under a lock between our own
-//! processes, through fatrw's journal.
+//! processes, and finishes what another program's fatrw had begun.
 //!
 //! A file that is not a JSON object is never written over: its text is kept beside it first, and the last good copy
 //! (see `last_good`) is used and put in its place. Without such a copy it is an error, and nothing is changed.
@@ -401,7 +401,7 @@ fn on_a_mount(file: &Path) -> Result<bool> {
     sys::file::is_mount_point(sys::durable::parent(file)?)
 }
 
-/// Waits for our own other writers. The supervisor and os-config know no lock; against them only fatrw helps.
+/// Waits for our own other writers. The supervisor and os-config know no lock; what they leave of fatrw is finished.
 fn lock(root: &Root) -> Result<sys::lock::Lock> {
     let path = root.path(LOCK);
     let end = BootClock.since_boot() + LOCK_DEADLINE;

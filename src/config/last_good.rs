@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use md5::{Digest, Md5};
 
 use crate::sys::fatrw::Observer;
-use crate::{Doing, Result, Root, sys};
+use crate::{Doing, Kind, Result, Root, sys};
 
 const STATE: &str = "/mnt/state";
 const COPY: &str = "/mnt/state/twinhull/config.json.last-good";
@@ -58,7 +58,12 @@ pub(super) fn set_aside(file: &Path, damaged: &[u8], observer: &Observer) -> Res
     if sys::fatrw::read_observed(&aside, LIMIT_BYTES, observer).doing(doing)?.as_deref() == Some(damaged) {
         return Ok(());
     }
-    sys::fatrw::write_observed(&aside, damaged, observer).doing(doing)
+    match sys::fatrw::write_observed(&aside, damaged, observer).doing(doing) {
+        // The device must go on.
+        Err(e) if e.kind() == Kind::Refused => log::warn!("{e}"),
+        kept => kept?,
+    }
+    Ok(())
 }
 
 /// The damaged texts beside `path`, by name.

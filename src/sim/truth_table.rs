@@ -131,6 +131,7 @@ fn efi_variables() {
         let choice = Loader::Efi.choose(&variables, false);
         choice.save_into(&mut variables);
         let after = if variables.contains_key(BOOT_NEXT) { "set" } else { "-" };
+        tell("efi", &row[..3], choice.slot, Some(after));
         assert_eq!((choice.slot.to_string().as_str(), after), (row[3], row[4]), "{row:?}");
     }
 }

@@ -11,18 +11,34 @@ use std::path::Path;
 
 use rustix::fs::{FsWord, RawDir};
 
-use crate::{Doing, Result};
+use crate::{Doing, Error, Result};
 
 const ENTRY_BYTES: u64 = 32;
 const LETTERS: u64 = 13;
 /// What each of the names begins at, in bytes, and its letters.
 type Names = Vec<(u64, u64)>;
 
+/// Sees that so many new names of so many letters fit into the directory without making it longer. Without letters it is an
+/// upper-case name of 8.3.
+///
+/// # Errors
+/// `Refused`, saying what to do.
+pub fn check(dir: &Path, names: u64, letters: usize) -> Result<()> {
+    match fitting(dir, letters)? {
+        Some(fitting) if fitting < names => Err(Error::refused(format!(
+            "{}: room for {fitting} new names, expected {names}: a power cut while a directory of FAT grows damages it; remove \
+             files from it",
+            dir.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// How many names of so many letters fit into the directory as it is; `None` if it is not on FAT.
 ///
 /// # Errors
 /// `Failed`, naming the directory.
-pub fn fitting(dir: &Path, letters: usize) -> Result<Option<u64>> {
+fn fitting(dir: &Path, letters: usize) -> Result<Option<u64>> {
     const MSDOS_SUPER_MAGIC: FsWord = 0x4d44;
     let doing = || format!("list {}", dir.display());
     let opened = File::open(dir).doing(doing)?;

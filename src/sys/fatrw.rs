@@ -1,14 +1,12 @@
-//! Replacing a file on FAT so that a power cut leaves the old or the new one, compatible with balena's fatrw.
+//! Replacing a file on FAT that other programs replace with balena's fatrw: a power cut leaves the old or the new one.
 //!
-//! FAT's rename is not atomic, so the new content is first made durable beside the file, under a name that
-//! carries its MD5: `.NAME.RANDOM.MD5.md5sum`. From then on the write has happened: whoever reads next finds the
-//! whole journal file and puts it in place. balenaOS's scripts, os-config and the supervisor do the same with the
-//! same names, so either side finishes what the other began.
+//! fatrw first makes the new content durable beside the file, under a name that carries its MD5: `.NAME.RANDOM.MD5.md5sum`.
+//! Whoever reads next finds it whole and puts it in place; `….tmp` is a copy on its way there. balenaOS's scripts, os-config and the
+//! supervisor write so, and what a cut leaves of that is finished here.
 //!
-//! Order of a write, each durable before the next: the journal file | a copy of it (`….tmp`) | the copy renamed over the target | the
-//! journal file removed. balena's own leaves more to chance: a cut may leave names of it whose clusters are free, or two names
-//! with the same clusters, and to remove such a file is an error or frees those of the target. Here no cut does
-//! (`durable`, what ends in `_on_fat`), so what was left may be removed.
+//! A write of our own needs none of it: `durable` can give a file of FAT a new content in one step. It takes a single entry in
+//! the directory, where two of fatrw's names take twelve, and FAT32's root would have to grow for them: firmware that finds a
+//! broken chain of clusters there after a cut sees no file at all.
 //!
 //! Source: balena-os/fatrw `src/write.rs`, `src/fs.rs`, `src/checksum.rs`.
 
@@ -18,8 +16,8 @@ use std::path::{Path, PathBuf};
 
 use md5::{Digest, Md5};
 
-use super::{durable, file};
-use crate::{Doing, Error, Result};
+use super::{durable, fat_room, file};
+use crate::{Doing, Error, Kind, Result};
 
 /// FAT has no modes, but a test or another file system does: these files hold keys.
 const MODE: u32 = 0o600;
@@ -27,16 +25,10 @@ const MODE: u32 = 0o600;
 /// What was just done to the disk; in a test, the power may go after each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// The journal file is durable: the write has happened.
-    JournalWritten,
-    /// The copy of it is durable.
-    Copied,
-    /// The copy has the target's name, durably.
+    /// The file has the new content, durably.
     Placed,
-    /// The journal file is gone, durably.
-    Finished,
-    /// A stale file of an earlier write was removed.
-    StaleRemoved,
+    /// A file of an earlier write is gone, durably.
+    Removed,
 }
 
 /// Told of each operation; an error ends the procedure there, as a power cut would.
@@ -63,10 +55,10 @@ pub fn peek(path: &Path, limit_bytes: u64) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Replaces the file at `path` by `bytes`.
+/// Replaces the file at `path` by `bytes`. If there was none, a cut may leave an empty one.
 ///
 /// # Errors
-/// `Failed`, naming the path; the old content is then still there.
+/// `Failed`, naming the path; the old content is then still there. `Refused` if the directory would have to grow.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_observed(path, bytes, &|_| Ok(()))
 }
@@ -89,71 +81,67 @@ pub fn write_observed(path: &Path, bytes: &[u8], observer: &Observer) -> Result<
     let doing = || format!("write {}", path.display());
     // Two journal files would leave the choice between them to their names.
     recover(path, u64::MAX, observer).doing(doing)?;
-    let journal = path.with_file_name(format!(
-        ".{}.{}.{}.md5sum",
-        name_of(path)?,
-        super::random::hex(4)?,
-        md5_hex(bytes)
-    ));
-    if let Err(e) = put_journal(&journal, bytes) {
-        // Nothing was promised; what there is of it only takes room.
-        let _ = durable::remove(&journal);
-        return Err(e.within(doing()));
-    }
-    observer(Op::JournalWritten)?;
-    if let Err(e) = copy(&journal, bytes) {
-        // The caller is told that nothing was written, so nothing may be put in place later.
-        durable::remove(&journal).doing(doing)?;
-        return Err(e.within(doing()));
-    }
-    observer(Op::Copied)?;
-    place(&journal, path, observer).doing(doing)
+    place(path, bytes, observer).doing(doing)
 }
 
-fn put_journal(journal: &Path, bytes: &[u8]) -> Result<()> {
-    durable::create_on_fat(journal, bytes, MODE)?;
-    let written = File::open(journal)?;
-    file::drop_cache(&written)?;
-    if fs::read(journal)? != bytes {
+/// Gives the file its new content. May be repeated.
+fn place(path: &Path, bytes: &[u8], observer: &Observer) -> Result<()> {
+    let is_new = fs::metadata(path).map_or(0, |old| old.len()) == 0;
+    let made = if is_new { path.to_owned() } else { temporary(path)? };
+    // An upper-case name of 8.3 takes one entry.
+    let letters = if is_new { name_of(path)?.len() } else { 0 };
+    if !is_new {
+        durable::remove(&made)?;
+    }
+    if !made.exists() {
+        fat_room::check(directory(path), 1, letters)?;
+    }
+    durable::create_on_fat(&made, bytes, MODE).and_then(|()| check(&made, bytes)).inspect_err(|_| {
+        // What there is of it only takes room.
+        let _ = durable::remove(&made);
+    })?;
+    if !is_new {
+        durable::rename_on_fat(&made, path)?;
+    }
+    observer(Op::Placed)
+}
+
+fn check(made: &Path, bytes: &[u8]) -> Result<()> {
+    file::drop_cache(&File::open(made)?)?;
+    if fs::read(made)? != bytes {
         return Err(Error::failed("reads back other than written; the medium may be failing"));
     }
     Ok(())
 }
 
-/// Copies a durable journal file to where it can be renamed from. May be repeated.
-fn copy(journal: &Path, bytes: &[u8]) -> Result<()> {
-    let copy = journal.with_extension("tmp");
-    durable::create_on_fat(&copy, bytes, MODE).inspect_err(|_| {
-        // No room for both: what there is of it only takes room. The journal file is the caller's.
-        let _ = durable::remove(&copy);
-    })
-}
-
-/// From the copy to the target.
-fn place(journal: &Path, path: &Path, observer: &Observer) -> Result<()> {
-    durable::rename_on_fat(&journal.with_extension("tmp"), path)?;
-    observer(Op::Placed)?;
-    durable::remove(journal)?;
-    observer(Op::Finished)
+/// `CONFIG.NEW` for `config.json`.
+fn temporary(path: &Path) -> Result<PathBuf> {
+    let letters = name_of(path)?.bytes().take_while(|b| *b != b'.').filter(u8::is_ascii_alphanumeric);
+    let stem: String = letters.take(8).map(|b| char::from(b.to_ascii_uppercase())).collect();
+    Ok(path.with_file_name(format!("{stem}.NEW")))
 }
 
 /// Finishes an interrupted write, if there is one whole, and removes what is left of others.
 fn recover(path: &Path, limit_bytes: u64, observer: &Observer) -> Result<()> {
     let leftovers = Leftovers::find(path, limit_bytes)?;
-    if !leftovers.stale.is_empty() {
-        for stale in &leftovers.stale {
-            durable::remove(stale)?;
-            observer(Op::StaleRemoved)?;
-        }
+    for stale in &leftovers.stale {
+        durable::remove(stale)?;
+        observer(Op::Removed)?;
     }
-    match leftovers.whole {
-        Some((journal, bytes)) => {
-            // Without room it stays an error, and the journal file stays too: it may be the only whole copy.
-            copy(&journal, &bytes)?;
-            observer(Op::Copied)?;
-            place(&journal, path, observer)
+    let Some((journal, bytes)) = leftovers.whole else { return Ok(()) };
+    // Without room it stays an error, and the journal file stays too: it may be the only whole copy.
+    match place(path, &bytes, observer) {
+        Err(e) if e.kind() == Kind::Refused => {
+            // The directory is full, of the journal file too: so that becomes the file.
+            File::open(&journal)?.sync_all()?;
+            durable::rename_on_fat(&journal, path)?;
+            observer(Op::Placed)
         }
-        None => Ok(()),
+        placed => {
+            placed?;
+            durable::remove(&journal)?;
+            observer(Op::Removed)
+        }
     }
 }
 
@@ -220,12 +208,10 @@ mod tests {
     use std::cell::{Cell, RefCell};
 
     use super::*;
-    use crate::Kind;
 
     const OLD: &[u8] = b"{\"old\":1}";
     const NEW: &[u8] = b"{\"new\":\"a longer text than before\"}";
     const LIMIT: u64 = 1 << 20;
-    const ORDER: [Op; 4] = [Op::JournalWritten, Op::Copied, Op::Placed, Op::Finished];
 
     fn host() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
@@ -248,93 +234,64 @@ mod tests {
         }
     }
 
-    /// The journal file or copy in the directory, if any.
-    fn beside(path: &Path, kind: &str) -> Option<PathBuf> {
-        let mut list = file::list(directory(path)).unwrap();
-        list.retain(|p| p.extension().is_some_and(|e| e == kind));
-        list.pop()
-    }
-
-    type Harm = Box<dyn Fn(&Path)>;
-
-    /// What else the disk may hold after a cut within the last operation, or another program's, which flushes less.
-    fn torn(path: &Path, last: Op) -> Vec<Harm> {
-        let mut worlds: Vec<Harm> = vec![Box::new(|_| {})];
-        let shorten = |kind: &'static str, worlds: &mut Vec<Harm>| {
-            let len = fs::metadata(beside(path, kind).unwrap()).unwrap().len();
-            for n in 0..len {
-                worlds.push(Box::new(move |path| {
-                    let f = File::options().write(true).open(beside(path, kind).unwrap()).unwrap();
-                    f.set_len(n).unwrap();
-                }));
-                // Blocks that were allocated but not written.
-                worlds.push(Box::new(move |path| {
-                    let f = File::options().write(true).open(beside(path, kind).unwrap()).unwrap();
-                    f.set_len(n).unwrap();
-                    f.set_len(len).unwrap();
-                }));
-            }
-            worlds.push(Box::new(move |path| fs::remove_file(beside(path, kind).unwrap()).unwrap()));
-        };
-        match last {
-            Op::JournalWritten => shorten("md5sum", &mut worlds),
-            Op::Copied => shorten("tmp", &mut worlds),
-            // FAT writes the two entries one after the other, and their blocks in any order.
-            Op::Placed => {
-                worlds.push(Box::new(|path| fs::remove_file(path).unwrap()));
-                worlds.push(Box::new(|path| fs::write(path, b"").unwrap()));
-                worlds.push(Box::new(|path| fs::write(path, OLD).unwrap()));
-                worlds.push(Box::new(|path| {
-                    let copy = beside(path, "md5sum").unwrap().with_extension("tmp");
-                    fs::copy(path, copy).unwrap();
-                }));
-            }
-            Op::Finished => worlds.push(Box::new(|path| {
-                let name = format!(".config.json.0badcafe.{}.md5sum", md5_hex(NEW));
-                fs::write(path.with_file_name(name), NEW).unwrap();
-            })),
-            Op::StaleRemoved => {}
-        }
-        worlds
-    }
-
     #[test]
     fn a_write_leaves_only_the_new_file() {
-        let (_dir, path) = host();
-        let ops = RefCell::new(Vec::new());
-        write_observed(&path, NEW, &|op| {
-            ops.borrow_mut().push(op);
-            Ok(())
-        })
-        .unwrap();
-        assert_eq!(ops.into_inner(), ORDER);
-        assert_eq!(files(&path), ["config.json"]);
-        assert_eq!(fs::read(&path).unwrap(), NEW);
+        for old in [Some(OLD), Some(b"".as_slice()), None] {
+            let (_dir, path) = host();
+            fs::remove_file(&path).unwrap();
+            old.into_iter().for_each(|old| fs::write(&path, old).unwrap());
+            let ops = RefCell::new(Vec::new());
+            write_observed(&path, NEW, &|op| {
+                ops.borrow_mut().push(op);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(ops.into_inner(), [Op::Placed]);
+            assert_eq!(files(&path), ["config.json"]);
+            assert_eq!(fs::read(&path).unwrap(), NEW);
+        }
     }
 
     #[test]
-    fn after_any_cut_of_a_write_the_reader_sees_old_or_new_whole() {
-        let mut cuts = 0;
-        for at in 0.. {
+    fn whatever_a_cut_leaves_of_a_write_the_reader_sees_the_old_file_and_the_next_write_succeeds() {
+        for len in 0..=NEW.len() {
             let (_dir, path) = host();
-            let Err(e) = write_observed(&path, NEW, &cut_after(at)) else { break };
-            let text = e.to_string();
-            let op = ORDER.into_iter().find(|op| text.ends_with(&format!("{op:?}"))).unwrap();
-            let worlds = torn(&path, op).len();
-            for world in 0..worlds {
+            fs::write(path.with_file_name("CONFIG.NEW"), &NEW[..len]).unwrap();
+            assert_eq!(read(&path, LIMIT).unwrap().as_deref(), Some(OLD));
+            write(&path, NEW).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), NEW);
+            assert_eq!(files(&path), ["config.json"]);
+        }
+    }
+
+    #[test]
+    fn a_torn_journal_file_is_cleared_away_and_the_old_file_counts() {
+        let journal = format!(".config.json.1234abcd.{}.md5sum", md5_hex(NEW));
+        for len in 0..NEW.len() {
+            // Short, or with blocks that were allocated but not written.
+            for torn in [NEW[..len].to_vec(), [&NEW[..len], &vec![0; NEW.len() - len]].concat()] {
                 let (_dir, path) = host();
-                write_observed(&path, NEW, &cut_after(at)).unwrap_err();
-                torn(&path, op)[world](&path);
-                let looked = peek(&path, LIMIT).unwrap();
-                let read = read(&path, LIMIT).unwrap().unwrap();
-                assert!(read == OLD || read == NEW, "{op:?} {world}: {:?}", String::from_utf8_lossy(&read));
-                assert_eq!(looked.as_deref(), Some(read.as_slice()), "{op:?} {world}");
-                assert!(op == Op::JournalWritten || read == NEW, "{op:?} {world}: a durable write was lost");
-                assert_eq!(files(&path), ["config.json"], "{op:?} {world}");
-                cuts += 1;
+                fs::write(path.with_file_name(&journal), torn).unwrap();
+                fs::write(path.with_file_name(journal.replace("md5sum", "tmp")), b"").unwrap();
+                assert_eq!(peek(&path, LIMIT).unwrap().as_deref(), Some(OLD));
+                assert_eq!(read(&path, LIMIT).unwrap().as_deref(), Some(OLD));
+                assert_eq!(files(&path), ["config.json"]);
             }
         }
-        assert!(cuts > 100, "{cuts}");
+    }
+
+    #[test]
+    fn a_whole_journal_file_counts_whatever_the_target_is() {
+        for target in [Some(OLD), Some(b"".as_slice()), Some(NEW), None] {
+            let (_dir, path) = host();
+            fs::remove_file(&path).unwrap();
+            target.into_iter().for_each(|old| fs::write(&path, old).unwrap());
+            let journal = format!(".config.json.1234abcd.{}.md5sum", md5_hex(NEW));
+            fs::write(path.with_file_name(journal), NEW).unwrap();
+            assert_eq!(peek(&path, LIMIT).unwrap().as_deref(), Some(NEW));
+            assert_eq!(read(&path, LIMIT).unwrap().as_deref(), Some(NEW));
+            assert_eq!(files(&path), ["config.json"]);
+        }
     }
 
     #[test]
@@ -351,7 +308,7 @@ mod tests {
             assert_eq!(files(&path), ["config.json"]);
             cuts += 1;
         }
-        assert_eq!(cuts, 4); // a stale file removed, then Copied to Finished
+        assert_eq!(cuts, 3); // a stale file removed, the new one placed, the journal file removed
     }
 
     /// As balena-os/fatrw, tests/integration.rs: `read_target_only`, `read_md5sum`, `read_multiple_md5sums`.

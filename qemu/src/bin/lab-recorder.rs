@@ -11,11 +11,14 @@ mod recording;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 
-use recording::{Action, ENVIRONMENT_BYTES, ENVIRONMENT_FILES, MARK, RECORDED, STEPS, Step, TRIES, Writer};
+use recording::{
+    Action, CONFIG_FILE, ENVIRONMENT_BYTES, ENVIRONMENT_FILES, MARK, RECORDED, STEPS, Step, TRIES, Writer,
+    config_content,
+};
 use twinhull::block::{FileDisk, Verified, read_back};
 use twinhull::boot::grub::Grub;
 use twinhull::boot::resin::{Notation, Partitions};
@@ -206,8 +209,61 @@ fn chooser(writer: Writer) -> Option<Box<dyn BootChooser>> {
         Writer::Initramfs => Box::new(initramfs::open(at, PARTITIONS)),
         Writer::SystemdBoot => Box::new(SystemdBoot::new(directory("loader/entries"))),
         Writer::Tryboot => Box::new(Tryboot::new(Directory::new(at), PARTITIONS, None)),
+        Writer::Fatrw => Box::new(Config),
         Writer::GrubEditenv | Writer::FwSetenv | Writer::FwSetenvRedundant => return None,
     })
+}
+
+/// `config.json` in the place of a boot plan: what stands in it names the step that wrote it.
+#[derive(Debug)]
+struct Config;
+
+impl Config {
+    fn path() -> PathBuf {
+        Path::new(AT).join(CONFIG_FILE)
+    }
+
+    fn write(action: Action, slot: Slot) -> twinhull::Result<()> {
+        let slot = if slot == Slot::A { 'A' } else { 'B' };
+        sys::fatrw::write(&Self::path(), &config_content(Step { action, slot }))
+    }
+}
+
+impl BootChooser for Config {
+    fn plan(&self) -> twinhull::Result<BootPlan> {
+        let content = sys::fatrw::read(&Self::path(), 1 << 20)?.unwrap_or_default();
+        // What was interrupted is finished now, and nothing is left of it.
+        let files = sys::file::list(Path::new(AT))?;
+        let left = files.iter().find(|file| file.to_string_lossy().contains("/.config.json."));
+        if let Some(left) = left {
+            return Err(twinhull::Error::failed(format!("{} is still there", left.display())));
+        }
+        for (name, slot) in [('A', Slot::A), ('B', Slot::B)] {
+            for action in [Action::Arm, Action::Commit, Action::Disarm] {
+                if config_content(Step { action, slot: name }) == content {
+                    let armed = action == Action::Arm;
+                    return Ok(if armed { BootPlan::on_trial(slot, TRIES) } else { BootPlan::settled(slot) });
+                }
+            }
+        }
+        Err(twinhull::Error::failed("config.json has what nobody has written"))
+    }
+
+    fn arm(&mut self, slot: &Verified, _: u8) -> twinhull::Result<()> {
+        Self::write(Action::Arm, slot.slot())
+    }
+
+    fn commit(&mut self, booted: Slot) -> twinhull::Result<()> {
+        Self::write(Action::Commit, booted)
+    }
+
+    fn disarm(&mut self, primary: Slot) -> twinhull::Result<()> {
+        Self::write(Action::Disarm, primary)
+    }
+
+    fn give_back(&mut self) -> twinhull::Result<()> {
+        Ok(())
+    }
 }
 
 /// The same change with a tool of others: all variables in one call.
