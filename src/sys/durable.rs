@@ -68,13 +68,8 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
 /// As [`replace`].
 pub fn create_on_fat(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let doing = || format!("write {}", path.display());
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(mode)
-        .open(path)
-        .doing(doing)?;
+    let file =
+        OpenOptions::new().write(true).create(true).truncate(false).mode(mode).open(path).doing(doing)?;
     if file.metadata().doing(doing)?.len() > 0 {
         return Err(Error::failed("is there already").within(doing()));
     }
@@ -133,9 +128,8 @@ fn lengthen(file: &File, dir: &Path, end: u64, bytes: &[u8]) -> Result<()> {
 
 /// Writes what is in a file to the disk, not what is about it; without a flush of the disk's own cache.
 fn write_back(file: &File) -> Result<()> {
-    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
-        | libc::SYNC_FILE_RANGE_WRITE
-        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let flags =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     // SAFETY: sync_file_range(2) takes an open descriptor and numbers, and no pointer.
     match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) } {
         0 => Ok(()),
@@ -149,9 +143,8 @@ fn swap_in(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true).mode(mode);
     let mut file = options.open(&temporary).doing(doing)?;
-    let done = fill(&mut file)
-        .and_then(|()| Ok(file.sync_all()?))
-        .and_then(|()| Ok(fs::rename(&temporary, path)?));
+    let done =
+        fill(&mut file).and_then(|()| Ok(file.sync_all()?)).and_then(|()| Ok(fs::rename(&temporary, path)?));
     if let Err(e) = done {
         // The error that counts is the one above.
         let _ = fs::remove_file(&temporary);
