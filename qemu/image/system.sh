@@ -16,7 +16,7 @@ END
 #
 # Without Debian's signatures: kernels of Yocto have none, and an emulated processor needs 0.1 s and more to check one.
 make_initramfs() {
-    local twinhull=$1 tree=$2 kernel=$3 modules=$4 out=$5 entry module parameters file name wanted
+    local twinhull=$1 tree=$2 kernel=$3 modules=$4 out=$5 entry module parameters file needed name wanted
     local work
     work=$(mktemp -d)
     install -D --mode=0755 "$twinhull" "$work/init"
@@ -24,6 +24,8 @@ make_initramfs() {
     IFS=, read -ra wanted <<<"$modules"
     for entry in "${wanted[@]}"; do
         read -r module parameters <<<"$entry"
+        # One that is not there ends it here.
+        needed=$(modprobe -d "$tree" -S "$kernel" --show-depends "$module")
         while read -r _ file; do
             name=${file##*/}
             [ ! -e "$work/modules/$name" ] || continue
@@ -31,7 +33,7 @@ make_initramfs() {
             remove_signature "$work/modules/$name"
             if [ "$name" = "$module.ko" ]; then name="$name $parameters"; fi
             echo "$name" >>"$work/modules/order"
-        done < <(modprobe -d "$tree" -S "$kernel" --show-depends "$module" | grep '^insmod ')
+        done < <(grep '^insmod ' <<<"$needed")
     done
     (cd "$work" && find . -print0 | sort -z | cpio --quiet --null --create --format=newc --owner=0:0 --reproducible) |
         zstd -q -9 -f -o "$out"

@@ -191,7 +191,7 @@ const SMALL_MBR_TRYBOOT: Layout = Layout {
 };
 
 /// The boot partition's file system, and where the firmware keeps the last words of a kernel.
-const NUC_MODULES: &str = "vfat,nls_cp437,nls_ascii,nls_utf8,efi-pstore";
+const NUC_MODULES: &str = "vfat,nls_cp437,nls_ascii,efi-pstore";
 
 /// A watchdog that bites after 60 s: the machine that emulates may be busy.
 const VIRT_MODULES: &str = "virtio_mmio,virtio_pci,virtio_blk,ext4,vfat,nls_cp437,nls_ascii,nls_utf8,virtio_net,\

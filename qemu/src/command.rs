@@ -46,7 +46,7 @@ const SCENARIOS: [Scenario; 5] = [
     // First boot with a preload archive and without a network.
     Scenario {
         name: "demo preload",
-        boards: &[NUC, "jetson-tx2-systemd"],
+        boards: &[NUC, "nuc-sdboot", "jetson-tx2-systemd"],
         needs: &["engine"],
         play: preload::play,
     },
@@ -230,6 +230,7 @@ mod tests {
             ("supervisor nuc", ("supervisor", NUC)),
             ("demo flash", ("demo flash", NUC)),
             ("demo preload", ("demo preload", NUC)),
+            ("demo preload nuc-sdboot", ("demo preload", "nuc-sdboot")),
             ("demo preload jetson-tx2-systemd", ("demo preload", "jetson-tx2-systemd")),
         ] {
             let Ok(Command::Scenario(scenario, board)) = parsed(line) else { panic!("{line}") };

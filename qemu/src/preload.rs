@@ -52,11 +52,18 @@ pub fn play(lab: &Lab) -> Outcome {
         .map_err(|e| format!("{}: {e}", program.display()))?;
     let disk = lab.disk_named("disk.img", &os, &lab.managed(&cloud), &delivered.data)?;
 
-    let setup = Setup { without_network: true, ..Setup::default() };
+    // Where a board has one: with the same labels, and nothing may be unpacked there.
+    let second = lab.second_disk(&disk)?;
+    let second_disk = second.as_ref().map(|s| s.image.clone());
+    let setup = Setup { without_network: true, second_disk, ..Setup::default() };
     let mut device = Device::switch_on_with(lab, &Disk { file: &disk, format: "raw" }, &setup)?;
     if let Err(e) = tell(&delivered, &cloud, &mut device, &mut t) {
         eprintln!("\nThe console's last lines:\n{}\n", device.last_lines(30));
         return Err(e);
+    }
+    if let Some(second) = second {
+        second.check_untouched()?;
+        t.note("lab", "the second disk, with the same labels, is as it was");
     }
     t.note("lab", &format!("QEMU used {:.0} s of processor time", device.machine.cpu_seconds()?));
     let missing = t.missing(&EXPECTED);

@@ -251,8 +251,7 @@ impl Story<'_> {
             "a supervisor that was killed is started again: the reserve was given up for it",
         );
 
-        self.ask("rm /mnt/data/fill-1?")?;
-        self.ask("rm /mnt/data/fill")?;
+        self.ask("find /mnt/data -maxdepth 1 -name 'fill*' -delete")?;
         self.until("room to be kept again", "test -e /mnt/data/twinhull/reserve")?;
         self.ask("systemctl stop twinhull-supervisor docker.socket docker.service")?;
         self.ask(fill)?;

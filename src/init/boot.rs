@@ -99,11 +99,10 @@ fn boot() -> Result<Infallible> {
 }
 
 fn find_disk(cmdline: &Cmdline) -> Result<BootedDisk> {
-    // Before the modules, whose devices it tells of.
-    let events = sys::uevent::BlockEvents::listen();
     find::load_modules(Path::new("/modules"))?;
     let spec = cmdline.root()?;
     let patience = cmdline.rootwait().unwrap_or(find::PATIENCE);
+    let events = sys::uevent::BlockEvents::default();
     let disk = find::wait_for_disk(&Root::default(), &spec, patience, &events)?;
     if let Some(state) = disk.partition(label::STATE) {
         failure::state_is_on(&state.device);

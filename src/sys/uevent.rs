@@ -1,5 +1,6 @@
 //! The kernel's events about block devices, as a clock on which waiting ends when there is one.
 
+use std::cell::OnceCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -18,16 +19,10 @@ const BLOCK: &[u8] = b"SUBSYSTEM=block";
 /// Without events, as often is looked.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Tells of block devices that come and go from the moment that it is made: so whoever then looks once misses none.
-#[derive(Debug)]
-pub struct BlockEvents(Option<OwnedFd>);
-
-impl BlockEvents {
-    /// Listens. A kernel that has no such events is polled.
-    pub fn listen() -> Self {
-        Self(open().inspect_err(|e| log::warn!("{e}; looking for devices again and again instead")).ok())
-    }
-}
+/// Tells of block devices that come and go. Listens from the first wait on, which ends at once: what came before it is seen by
+/// who then looks again, so none is missed; and most boots find their disk at the first look, and never wait.
+#[derive(Debug, Default)]
+pub struct BlockEvents(OnceCell<Option<OwnedFd>>);
 
 fn open() -> Result<OwnedFd> {
     let doing = || "listen to the kernel's events";
@@ -59,9 +54,16 @@ impl Clock for BlockEvents {
         BootClock.since_boot()
     }
 
-    /// Waits for an event, and at most for `d`.
+    /// Waits for an event, and at most for `d`. A kernel that has no such events is polled.
     fn sleep(&self, d: Duration) {
-        let Some(socket) = &self.0 else { return BootClock.sleep(d.min(POLL)) };
+        let is_first = self.0.get().is_none();
+        let socket = self.0.get_or_init(|| {
+            open().inspect_err(|e| log::warn!("{e}; looking for devices again and again instead")).ok()
+        });
+        let Some(socket) = socket else { return BootClock.sleep(d.min(POLL)) };
+        if is_first {
+            return;
+        }
         let end = self.since_boot().saturating_add(d);
         loop {
             let left = end.saturating_sub(self.since_boot());
@@ -80,13 +82,17 @@ mod tests {
 
     #[test]
     fn waiting_ends_at_an_event_or_in_time() {
-        let events = BlockEvents::listen();
+        BlockEvents(None.into()).sleep(Duration::from_secs(3600));
+        let events = BlockEvents::default();
+        // The first only begins to listen.
+        events.sleep(Duration::from_secs(3600));
         events.sleep(Duration::from_millis(20));
-        BlockEvents(None).sleep(Duration::from_secs(3600));
         // What the kernel tells when a disk is looked at anew; only root may ask for it, where there is one.
         let Ok(disks) = super::super::file::list(std::path::Path::new("/sys/block")) else { return };
         let Some(disk) = disks.first() else { return };
-        if events.0.is_none() || super::super::file::write_setting(&disk.join("uevent"), "change").is_err() {
+        if !matches!(events.0.get(), Some(Some(_)))
+            || super::super::file::write_setting(&disk.join("uevent"), "change").is_err()
+        {
             return;
         }
         let before = BootClock.since_boot();

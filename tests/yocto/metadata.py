@@ -2,8 +2,8 @@
 
 Usage: metadata.py CHECKOUT WORK TWINHULL
 
-TWINHULL is the program, with the feature build-host. What OpenEmbedded-Core would bring is stood in for by classes and a configuration of a few lines, written into WORK.
-Each recipe is parsed as for wrynose (UNPACKDIR set) and for scarthgap and kirkstone (not set). Checked:
+TWINHULL is the program, with the feature build-host. For what OpenEmbedded-Core would bring see bitbake.py. Each recipe
+is parsed as for wrynose (UNPACKDIR set) and for scarthgap and kirkstone (not set). Checked:
 
   every recipe and bbappend parses, in each variant (native)   every file:// is there
   the crates in SRC_URI are exactly those of Cargo.lock        nothing is skipped but for the reasons named below
@@ -14,270 +14,19 @@ downloaded, with their checksums compared: WORK/unpacked is what do_unpack leave
 each kind of machine.
 """
 
+import hashlib
 import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tomllib
-import types
 
-# PyPI's package of BitBake leaves its hash server out; parsing does not need it.
-hashserv = types.ModuleType('hashserv')
-hashserv.client = types.ModuleType('hashserv.client')
-hashserv.is_valid_unihash = lambda unihash: True
-sys.modules['hashserv'] = hashserv
-sys.modules['hashserv.client'] = hashserv.client
-
-import bb.build  # noqa: E402
-import bb.cookerdata  # noqa: E402
-import bb.data  # noqa: E402
-import bb.data_smart  # noqa: E402
-import bb.fetch2  # noqa: E402
-import bb.parse  # noqa: E402
-import bb.parse.parse_py.BBHandler  # noqa: E402
-import bb.siggen  # noqa: E402
-import packages  # noqa: E402
-
-CLASSES = '''allarch base cargo core-image deploy image native nopackages packagegroup ptest-cargo systemd'''.split()
-STAND_IN_CLASSES = {
-    'native': 'CLASSOVERRIDE = "class-native"\nPN .= "-native"\n',
-    'packagegroup': 'LICENSE ?= "MIT"\n',
-    'systemd': '''
-python () {
-    for unit in (d.getVar('SYSTEMD_SERVICE:' + d.getVar('PN')) or '').split():
-        d.appendVar('FILES:' + d.getVar('PN'), ' ${systemd_system_unitdir}/' + unit)
-}
-''',
-    'deploy': 'DEPLOYDIR = "${WORKDIR}/deploy"\n',
-    # Inherited by every recipe.
-    'base': '''
-bbfatal() {
-    echo "$*" > ${T}/fatal
-    exit 1
-}
-python () {
-    chosen = (d.getVar('PACKAGECONFIG') or '').split()
-    flags = d.getVarFlags('PACKAGECONFIG') or {}
-    d.setVar('PACKAGECONFIG_CONFARGS', ' '.join(flags[c].split(',')[0] for c in chosen if c in flags))
-}
-python do_fetch() {
-    bb.fetch2.Fetch(d.getVar('SRC_URI').split(), d).download()
-}
-addtask fetch
-python do_unpack() {
-}
-addtask unpack after do_fetch
-do_compile() {
-    :
-}
-addtask compile after do_unpack
-python do_package() {
-}
-do_package[vardeps] += "RDEPENDS:${PN} SYSTEMD_AUTO_ENABLE:${PN}"
-addtask package after do_compile
-python do_unpack_stand_in() {
-    where = d.getVar('UNPACKDIR') or d.getVar('WORKDIR')
-    bb.utils.mkdirhier(where)
-    fetcher = bb.fetch2.Fetch([u for u in d.getVar('SRC_URI').split() if u.startswith('file://')], d)
-    fetcher.unpack(where)
-}
-''',
-}
-BITBAKE_CONF = '''
-LAYERSERIES_CORENAMES = "wrynose"
-DISTRO = "nodistro"
-export LC_ALL = "C.UTF-8"
-DISTRO_FEATURES ?= ""
-DISTROOVERRIDES ?= "nodistro"
-MACHINEOVERRIDES ?= "${MACHINE}"
-CLASSOVERRIDE ?= "class-target"
-OVERRIDES = "${TARGET_OS}:${TRANSLATED_TARGET_ARCH}:${MACHINEOVERRIDES}:${DISTROOVERRIDES}:${CLASSOVERRIDE}"
-FILESOVERRIDES = "${TRANSLATED_TARGET_ARCH}:${MACHINEOVERRIDES}:${DISTROOVERRIDES}"
-TARGET_OS = "linux"
-TARGET_ARCH = "x86_64"
-HOST_ARCH = "${TARGET_ARCH}"
-TRANSLATED_TARGET_ARCH = "${@d.getVar('TARGET_ARCH').replace('_', '-')}"
-KERNEL_IMAGETYPE ?= "bzImage"
-PN = "${@bb.parse.vars_from_file(d.getVar('FILE', False), d)[0] or 'defaultpkgname'}"
-PV = "${@bb.parse.vars_from_file(d.getVar('FILE', False), d)[1] or '1.0'}"
-BPN = "${@d.getVar('PN').replace('-native', '')}"
-BP = "${BPN}-${PV}"
-TMPDIR = "${TOPDIR}/tmp"
-WORKDIR = "${TMPDIR}/work/${PN}"
-S = "${WORKDIR}/${BP}"
-B = "${S}"
-D = "${WORKDIR}/image"
-T = "${WORKDIR}/temp"
-RUST_HOST_SYS = "x86_64-oe-linux"
-CARGO_TARGET_SUBDIR = "${RUST_HOST_SYS}/release"
-nonarch_libdir = "/usr/lib"
-sysconfdir = "/etc"
-datadir = "/usr/share"
-bindir = "/usr/bin"
-systemd_system_unitdir = "/usr/lib/systemd/system"
-BB_DEFAULT_UMASK = "022"
-PACKAGES = "${PN}-src ${PN}-dbg ${PN}-staticdev ${PN}-dev ${PN}-doc ${PN}-locale ${PN}"
-FILES:${PN}-dev = "/usr/include"
-FILES:${PN} = "${bindir}/* ${sysconfdir} ${datadir}/${BPN}"
-DL_DIR = "${TOPDIR}/downloads"
-PERSISTENT_DIR = "${TOPDIR}/cache"
-COREBASE = "${TOPDIR}/core"
-COMMON_LICENSE_DIR = "${COREBASE}/licenses"
-DEPLOY_DIR_IMAGE = "${TOPDIR}/deploy"
-INITRAMFS_FSTYPES = "cpio.gz"
-FILESPATH = "${FILESEXTRAPATHS}:${@':'.join(os.path.join(d.getVar('FILE_DIRNAME'), place, o) for place in (d.getVar('BP'), d.getVar('BPN'), 'files') for o in [*reversed(d.getVar('FILESOVERRIDES').split(':')), ''])}"
-FILESEXTRAPATHS ?= "__default:"
-FILE_DIRNAME = "${@os.path.dirname(d.getVar('FILE', False))}"
-THISDIR = "${FILE_DIRNAME}"
-BB_NO_NETWORK = "1"
-'''
-
-# Recipes of other layers that the layer appends to, under the names that they have in each release, with what the bbappends
-# refer to.
-RELEASES = ('kirkstone', 'scarthgap', 'wrynose')
-OTHERS = {
-    'core': {
-        'recipes-kernel/linux/linux-yocto_5.15|6.6|6.18.bb': '',
-        'recipes-bsp/grub/grub-efi_2.06|2.12|2.14.bb':
-            'GRUB_BUILDIN ?= "boot"\ndo_mkimage() {\n    grub-mkimage ${GRUB_BUILDIN}\n}\naddtask mkimage after do_compile\n',
-        'recipes-bsp/u-boot/u-boot_2022.01|2024.01|2026.01.bb': '',
-        'recipes-core/others/others_1.0.bb': 'inherit systemd\n',
-    },
-    'raspberrypi': {
-        'recipes-kernel/linux/linux-raspberrypi_5.15|6.6|6.12.bb': '',
-        'recipes-bsp/rpi-u-boot-scr/rpi-u-boot-scr.bb': '''
-SRC_URI = "file://boot.cmd"
-B = "${WORKDIR}/build"
-do_compile() {
-    mkimage -A arm -T script -C none -n "Boot script" -d "${UNPACKED}/boot.cmd" boot.scr
-}
-do_compile[dirs] = "${B}"
-''',
-        'recipes-bsp/rpi-u-boot-scr/files/boot.cmd': 'booti\n',
-        'recipes-bsp/bootfiles/rpi-config_git.bb':
-            'BOOTFILES_DIR_NAME ?= "bootfiles"\ninherit deploy\ndo_deploy() {\n    : > ${DEPLOYDIR}/${BOOTFILES_DIR_NAME}/config.txt\n}\naddtask deploy\n',
-    },
-    'tegra': {'recipes-bsp/uefi/l4t-launcher-extlinux.bb':
-              'KERNEL_ARGS ??= ""\ndo_compile() {\n    echo ${KERNEL_ARGS}\n}\n'},
-    'balena-common': {
-        'recipes-core/packagegroups/packagegroup-resin.bb':
-            'inherit packagegroup\nRDEPENDS:${PN} = "balena-rollback mobynit hostapp-update less"\n',
-    },
-}
-
-
-def for_release(name, release):
-    """`stem_A|B|C.bb` with the version of the release."""
-    stem, underscore, versions = name.rpartition('_')
-    if '|' not in versions:
-        return name
-    return stem + underscore + versions.removesuffix('.bb').split('|')[RELEASES.index(release)] + '.bb'
-
-
-failures = []
-NESTED = bb.data_smart.__expand_python_regexp__
-
-
-def check(truth, what):
-    if not truth:
-        failures.append(what)
-        print('FAILED  ' + what)
-
-
-def write(path, text):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, 'w') as f:
-        f.write(text)
-
-
-class Stage:
-    """A build directory without OpenEmbedded-Core: configuration, stand-in classes and other layers' recipes."""
-
-    def __init__(self, checkout, work, release, machine='genericx86-64', arch='x86_64', overrides='', settings='', added=True):
-        """`added`: whether the layer is there at all."""
-        self.layer = os.path.join(checkout, 'yocto-layer')
-        self.added = added
-        # An older BitBake ends an inline expression at its first closing brace.
-        bb.data_smart.__expand_python_regexp__ = NESTED if release == 'wrynose' else re.compile(r'\${@.+?}')
-        self.top = os.path.join(work, 'build-%s-%s' % (release, machine))
-        shutil.rmtree(self.top, ignore_errors=True)
-        core = os.path.join(self.top, 'stand-in')
-        for name in CLASSES:
-            write(os.path.join(core, 'classes-global' if name == 'base' else 'classes-recipe', name + '.bbclass'), STAND_IN_CLASSES.get(name, '\n'))
-        if release == 'kirkstone':
-            os.remove(os.path.join(core, 'classes-recipe/ptest-cargo.bbclass'))
-        # What recipes of that release themselves refer to.
-        unpackdir = 'UNPACKDIR ??= "${WORKDIR}/sources"\nUNPACKED = "${UNPACKDIR}"\n' if release == 'wrynose' else 'UNPACKED = "${WORKDIR}"\n'
-        write(os.path.join(core, 'conf/bitbake.conf'), BITBAKE_CONF + unpackdir)
-        # Contents that the recipes' LIC_FILES_CHKSUM of the common license needs only as a file.
-        write(os.path.join(core, 'licenses/Apache-2.0'), '')
-        self.layers = [core, self.layer] if added else [core]
-        for name, recipes in OTHERS.items():
-            for path, text in recipes.items():
-                if path.endswith('.bb'):
-                    text = 'SUMMARY = "stand-in"\nSRC_URI = ""\n' + text
-                write(os.path.join(self.top, name, for_release(path, release)), text)
-            self.layers.append(os.path.join(self.top, name))
-        self.base = self.configuration(core, machine, arch, overrides, settings)
-
-    def configuration(self, core, machine, arch, overrides, settings):
-        d = bb.data.init()
-        d.setVar('__bbclasstype', 'recipe')
-        d.setVar('TOPDIR', self.top)
-        d.setVar('BB_CACHEDIR', os.path.join(self.top, 'cache'))
-        d.setVar('BBPATH', core)
-        d.setVar('BBLAYERS', ' '.join(self.layers))
-        d.setVar('BBFILE_COLLECTIONS', 'core raspberrypi tegra balena-common')
-        d.setVar('BBINCLUDED', '')
-        d.setVar('MACHINE', machine)
-        d.setVar('MACHINEOVERRIDES', '%s:%s' % (overrides, machine) if overrides else machine)
-        bb.parse.init_parser(d)
-        if self.added:
-            d.setVar('LAYERDIR', self.layer)
-            d = bb.parse.handle('conf/layer.conf', self.in_path(d, self.layer))
-            d.delVar('LAYERDIR')
-        d = bb.parse.handle('conf/bitbake.conf', d)
-        d.setVar('TARGET_ARCH', arch)
-        local = os.path.join(self.top, 'local.conf')
-        write(local, settings)
-        d = bb.parse.handle(local, d)
-        d.setVar('__bbclasstype', 'global')
-        bb.parse.parse_py.BBHandler.inherit('base', 'local.conf', 0, d)
-        d.setVar('__bbclasstype', 'recipe')
-        bb.parse.init_parser(d)
-        bb.fetch2.fetcher_init(d)
-        return d
-
-    @staticmethod
-    def in_path(d, layer):
-        d.setVar('BBPATH', layer + ':' + d.getVar('BBPATH'))
-        return d
-
-    def appends(self, recipe):
-        """The layer's bbappends for a recipe file, by BitBake's rule for names."""
-        name = os.path.splitext(os.path.basename(recipe))[0]
-        found = []
-        for path in files_of(self.layer, '.bbappend') if self.added else ():
-            pattern = os.path.splitext(os.path.basename(path))[0]
-            if pattern == name or ('%' in pattern and name.startswith(pattern.split('%')[0])):
-                found.append(path)
-        return found
-
-    def parse(self, recipe):
-        """Datastores of a recipe by variant ('' and 'native')."""
-        d = self.base.createCopy()
-        d.setVar('__BBAPPEND', ' '.join(self.appends(recipe)))
-        return bb.parse.handle(recipe, d)
-
-
-def files_of(root, *endings):
-    found = []
-    for place, _, names in os.walk(root):
-        found += [os.path.join(place, name) for name in names if name.endswith(endings)]
-    return sorted(found)
+import bundles
+import packages
+from bitbake import (OTHERS, RELEASES, Stage, bb, check, check_packages, failures, fails, files_of, one, run,
+                     write)
 
 
 def lock_file(path):
@@ -302,7 +51,6 @@ def check_sources(d, what, lock):
     for name in re.findall(r'file://(\S+?)(?:;|$)', d.getVar('LIC_FILES_CHKSUM') or ''):
         if name == 'LICENSE':
             text = open(os.path.join(d.getVar('TWINHULL_CHECKOUT'), 'LICENSE'), 'rb').read()
-            import hashlib
             check('md5=' + hashlib.md5(text).hexdigest() in d.getVar('LIC_FILES_CHKSUM'), what + ': md5 of LICENSE')
     if d.getVar('TWINHULL_CARGO_LOCK'):
         check(crates == lock, '%s: crates differ from Cargo.lock: %s' % (what, sorted(set(crates.items()) ^ set(lock.items()))))
@@ -329,43 +77,6 @@ def check_recipes(stage, lock):
     check(appended == set(files_of(stage.layer, '.bbappend')), 'bbappends without a recipe: %s'
           % sorted(set(files_of(stage.layer, '.bbappend')) - appended))
     return count
-
-
-def one(stage, name, variant='', setting=None):
-    """One of the layer's recipes, parsed; `setting` is a variable of local.conf with its value."""
-    [recipe] = [f for f in files_of(stage.layer, '.bb') if os.path.basename(f).startswith(name + '_') or
-                os.path.basename(f) == name + '.bb']
-    if setting:
-        stage.base.setVar(*setting)
-    return stage.parse(recipe)[variant]
-
-
-def run(d, task):
-    """Runs a task's own function, as BitBake would."""
-    bb.utils.mkdirhier(d.getVar('T'))
-    for flag in ('cleandirs', 'dirs'):
-        for place in (d.getVarFlag(task, flag) or '').split():
-            bb.utils.mkdirhier(d.expand(place))
-    bb.build.exec_func(task, d)
-
-
-def fails(d, task):
-    """What a task says when it fails; empty if it does not."""
-    said = []
-
-    class Listener(logging.Handler):
-        def emit(self, record):
-            said.append(record.getMessage())
-    listener = Listener()
-    logging.getLogger('BitBake').addHandler(listener)
-    try:
-        run(d, task)
-        return ''
-    except (bb.BBHandledException, bb.process.ExecutionError) as e:
-        fatal = os.path.join(d.getVar('T'), 'fatal')
-        return '\n'.join(said) + (open(fatal).read() if os.path.exists(fatal) else '') + str(e)
-    finally:
-        logging.getLogger('BitBake').removeHandler(listener)
 
 
 def boot_files(stage):
@@ -505,147 +216,6 @@ def check_modules(stage):
                    'modules/nls_ascii.ko': 'nls'}, 'modules of the initramfs: %s' % left)
 
 
-def check_bundle(stage, work, twinhull):
-    """The example bundle, made by its own task with the real program from a small image."""
-    keys = os.path.join(work, 'keys')
-    os.makedirs(keys, exist_ok=True)
-    public, secret = os.path.join(keys, 'fleet.pub'), os.path.join(keys, 'fleet.key')
-    for f in (public, secret):
-        if os.path.exists(f):
-            os.remove(f)
-    subprocess.run([twinhull, 'bundle', 'keygen', '--public', public, '--secret', secret], check=True, stdout=subprocess.DEVNULL)
-
-    def recipe(**variables):
-        d = one(stage, 'twinhull-example-bundle')
-        d.setVar('PATH', os.path.dirname(twinhull) + ':' + os.environ['PATH'])
-        for name, value in variables.items():
-            d.setVar(name, value)
-        return d
-    d = recipe(TWINHULL_BUNDLE_KEYS=secret)
-    image = os.path.join(d.getVar('DEPLOY_DIR_IMAGE'), 'twinhull-example-image-genericx86-64.rootfs.ext4')
-    said = fails(d, 'do_deploy')
-    check('does twinhull-example-image make ext4' in said, 'bundle without an image: ' + said)
-    bb.utils.mkdirhier(os.path.dirname(image))
-    subprocess.run(['mke2fs', '-q', '-F', '-t', 'ext4', image, '2M'], check=True,
-                   env={'PATH': '/usr/sbin:/usr/bin:/sbin:/bin'})
-    said = fails(recipe(), 'do_deploy')
-    check('set TWINHULL_BUNDLE_KEYS' in said, 'bundle without a key: ' + said)
-    said = fails(recipe(TWINHULL_BUNDLE_KEYS='/nowhere.key'), 'do_deploy')
-    check('there is no /nowhere.key' in said, 'bundle with a missing key: ' + said)
-    said = fails(recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_BUNDLE_PROVIDES='colour=1.0.0'), 'do_deploy')
-    check('colour' in said, 'an error of the program itself: ' + said)
-    made = []
-    for place in ('once', 'again'):
-        d = recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_PUBLIC_KEYS=public, TWINHULL_BUNDLE_MIN_VERSION='0.9.0',
-                   DEPLOYDIR=os.path.join(work, 'deploy-' + place))
-        said = fails(d, 'do_deploy')
-        check(not said, 'bundle: ' + said)
-        made += [f for f in files_of(d.getVar('DEPLOYDIR'), '-genericx86-64-1.0.0.bundle')]
-    check(len(made) == 2 and contents(made[0]) == contents(made[1]), 'two runs of the bundle task differ')
-    boot, hook = os.path.join(work, 'boot-files'), os.path.join(work, 'hook')
-    write(os.path.join(boot, 'dtbs/board.dtb'), 'device tree')
-    write(hook, '#!/bin/sh\n')
-    d = recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_PUBLIC_KEYS=public, TWINHULL_BUNDLE_BOOT_DIR=boot,
-               TWINHULL_BUNDLE_HOOKS='check=' + hook, DEPLOYDIR=os.path.join(work, 'deploy-more'))
-    said = fails(d, 'do_deploy')
-    check(not said, 'bundle with boot files and a hook: ' + said)
-    names = [name for f in files_of(d.getVar('DEPLOYDIR'), '.bundle') for name, _ in contents(f)]
-    check(names[-4:] == ['boot.index', 'boot.frames', 'hooks.index', 'hooks.frames'], 'payloads of the bundle: %s' % names)
-    check_hash_tree(stage, recipe, work, secret, public, image)
-    check_deltas(recipe, work, secret, made[0], image)
-    for name in ('Image', 'firmware/config.txt', 'firmware/cmdline.txt'):
-        write(os.path.join(d.getVar('DEPLOY_DIR_IMAGE'), name), name)
-    files = 'Image;kernel8.img firmware/*'
-    d = recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_BUNDLE_BOOT_FILES=files, DEPLOYDIR=os.path.join(work, 'deploy-boot-files'))
-    said = fails(d, 'do_deploy')
-    check(not said, 'bundle with files of the deploy directory: ' + said)
-    [bundle] = files_of(d.getVar('DEPLOYDIR'), '.bundle')
-    manifest = dict(contents(bundle))['manifest.toml'].decode()
-    check('kernel8.img' in manifest and 'config.txt' in manifest and 'cmdline' not in manifest, 'boot files: ' + manifest)
-    said = fails(recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_BUNDLE_BOOT_FILES='nowhere.dtb'), 'do_deploy')
-    check('there is no nowhere.dtb' in said, 'a boot file that is not there: ' + said)
-    d = recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_PUBLIC_KEYS=os.path.join(keys, 'other.pub'))
-    other = d.getVar('TWINHULL_PUBLIC_KEYS')
-    subprocess.run([twinhull, 'bundle', 'keygen', '--public', other, '--secret', other + '.key'], check=True, stdout=subprocess.DEVNULL)
-    said = fails(d, 'do_deploy')
-    os.remove(other)
-    os.remove(other + '.key')
-    check('sign' in said, 'a bundle that no device would take: ' + said)
-    check_keys(stage, public, secret)
-
-
-def check_deltas(recipe, work, secret, old, image):
-    """Deltas from an older bundle, and from the image itself, to a bundle of the next version."""
-    def next_version(**variables):
-        return recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_BUNDLE_VERSION='1.1.0', DEPLOYDIR=os.path.join(work, 'deploy-next'), **variables)
-    said = fails(next_version(TWINHULL_BUNDLE_DELTA_FROM='/nowhere.bundle'), 'do_deploy')
-    check('there is no /nowhere.bundle' in said, 'a delta from nothing: ' + said)
-    said = fails(next_version(TWINHULL_BUNDLE_DELTA_FROM='%s %s' % (old, old)), 'do_deploy')
-    check('would become' in said, 'two deltas of one name: ' + said)
-    d = next_version(TWINHULL_BUNDLE_DELTA_FROM='%s %s' % (old, image))
-    said = fails(d, 'do_deploy')
-    check(not said, 'deltas: ' + said)
-    found = sorted(os.path.basename(f) for f in files_of(d.getVar('DEPLOYDIR'), '.delta'))
-    new = 'twinhull-example-bundle-genericx86-64-1.1.0'
-    check(found == ['%s-from-twinhull-example-bundle-genericx86-64-1.0.0.delta' % new,
-                    '%s-from-%s.delta' % (new, os.path.basename(image))], 'deltas: %s' % found)
-
-
-def check_hash_tree(stage, recipe, work, secret, public, image):
-    """A bundle with a hash tree, which `bundle create` checks against the root hash, block by block."""
-    for wanted in ('1', '0'):
-        d = one(stage, 'twinhull-example-bundle', setting=('TWINHULL_BUNDLE_VERITY', wanted))
-        check(('cryptsetup-native' in d.getVar('DEPENDS').split()) == (wanted == '1'), 'DEPENDS: ' + d.getVar('DEPENDS'))
-    made = []
-    for place in ('once', 'again'):
-        d = recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_PUBLIC_KEYS=public, TWINHULL_BUNDLE_VERITY='1',
-                   DEPLOYDIR=os.path.join(work, 'deploy-sealed-' + place))
-        said = fails(d, 'do_deploy')
-        check(not said, 'bundle with a hash tree: ' + said)
-        made += files_of(d.getVar('DEPLOYDIR'), '.bundle')
-    check(len(made) == 2 and contents(made[0]) == contents(made[1]), 'two bundles with a hash tree differ')
-    [root] = tomllib.loads(dict(contents(made[0]))['manifest.toml'].decode())['payload']
-    verity = root.get('verity', {})
-    check(verity.get('hash_offset') == os.path.getsize(image), 'the hash tree is not right behind the image: %s' % verity)
-    said = fails(recipe(TWINHULL_BUNDLE_KEYS=secret, TWINHULL_BUNDLE_VERITY='1', PATH=os.path.dirname(image)), 'do_deploy')
-    check('no veritysetup in PATH' in said, 'a hash tree without veritysetup: ' + said)
-
-
-def contents(bundle):
-    """Everything in a bundle but its signatures, which are made with random numbers."""
-    with tarfile.open(bundle) as archive:
-        return [(m.name, archive.extractfile(m).read()) for m in archive if not m.name.endswith('.minisig')]
-
-
-def check_keys(stage, public, secret):
-    for keys, expected in ((public, ''), (secret, 'not a minisign public key'), ('', 'TWINHULL_PUBLIC_KEYS is empty')):
-        d = one(stage, 'twinhull-keys', setting=('TWINHULL_PUBLIC_KEYS', keys))
-        shutil.rmtree(d.getVar('WORKDIR'), ignore_errors=True)
-        run(d, 'do_unpack_stand_in')
-        said = fails(d, 'do_install')
-        check(expected in said if expected else not said, 'twinhull-keys with %r: %s' % (keys, said))
-        if not expected:
-            check_packages(d, {'twinhull-keys': {'/usr/share/twinhull/keys.d/fleet.pub'}})
-    check_key_folder(stage, public)
-
-
-def check_key_folder(stage, public):
-    """Only the keys that are named: not one of an earlier build, and not two of one name."""
-    d = one(stage, 'twinhull-keys', setting=('TWINHULL_PUBLIC_KEYS', public))
-    shutil.rmtree(d.getVar('WORKDIR'))
-    run(d, 'do_unpack_stand_in')
-    elsewhere = os.path.join(d.getVar('UNPACKDIR'), 'keys/elsewhere')
-    for name in ('revoked.pub', 'fleet.pub'):
-        bb.utils.mkdirhier(elsewhere)
-        shutil.copy(public, os.path.join(elsewhere, name))
-    run(d, 'do_install')
-    check_packages(d, {'twinhull-keys': {'/usr/share/twinhull/keys.d/fleet.pub'}})
-    d.setVar('TWINHULL_PUBLIC_KEYS', '%s /elsewhere/fleet.pub' % public)
-    shutil.rmtree(d.getVar('D'))
-    said = fails(d, 'do_install')
-    check('two keys have the name fleet.pub' in said, 'two keys of one name: ' + said)
-
-
 def check_fragments(layer):
     """Kernel fragments: one setting a line, none twice with different values."""
     values = {}
@@ -730,13 +300,6 @@ def check_installed(stage):
                        'twinhull': units | {'/usr/bin/twinhull'}})
 
 
-def check_packages(d, expected):
-    """Which file is in which package; none is forgotten, and no other package has any."""
-    found, left = packages.split(d)
-    check(not left, 'installed-vs-shipped: %s' % sorted(left))
-    check({p: files for p, files in found.items() if files} == expected, 'packages of %s: %s' % (d.getVar('PN'), found))
-
-
 def check_version(stage, checkout):
     with open(os.path.join(checkout, 'Cargo.toml'), 'rb') as f:
         package = tomllib.load(f)
@@ -782,7 +345,7 @@ def main():
     check_boot_files(work, checkout)
     check_modules(stage)
     check_root(work, checkout)
-    check_bundle(stage, work, twinhull)
+    bundles.check_bundle(stage, work, twinhull)
     for machine, arch, overrides, expected in (
             ('genericx86-64', 'x86_64', '', 'chooser = "grub"'), ('raspberrypi3-64', 'aarch64', 'rpi', 'deadline_s = 900'),
             ('raspberrypi4-64', 'aarch64', 'rpi', 'chooser = "uboot-text"'), ('qemuarm64', 'aarch64', '', 'persist'),

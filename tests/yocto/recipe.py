@@ -21,12 +21,12 @@ import shutil
 import subprocess
 import sys
 
-import metadata
+import bitbake
 import packages
-from metadata import check
+from bitbake import check
 
 TRIPLE = os.uname().machine + '-unknown-linux-gnu'
-metadata.STAND_IN_CLASSES['cargo'] = '''
+bitbake.STAND_IN_CLASSES['cargo'] = '''
 export CARGO_HOME = "${UNPACKDIR}/cargo_home"
 B = "${WORKDIR}/build"
 TARGET_DBGSRC_DIR = "/usr/src/debug/${PN}/${PV}"
@@ -60,21 +60,21 @@ def output(*command, **more):
 
 def unpacked(stage, variant, place):
     """The recipe's datastore, with sources and crates copied from `place` to where its release unpacks them."""
-    d = metadata.one(stage, 'twinhull', variant)
+    d = bitbake.one(stage, 'twinhull', variant)
     shutil.rmtree(d.getVar('WORKDIR'), ignore_errors=True)
     os.makedirs(os.path.dirname(d.getVar('UNPACKDIR')))
     shutil.copytree(place, d.getVar('UNPACKDIR'), symlinks=True)
-    metadata.run(d, 'do_unpack_stand_in')
+    bitbake.run(d, 'do_unpack_stand_in')
     return d
 
 
 def build(d):
     for task in ('do_configure', 'do_compile', 'do_install'):
-        said = metadata.fails(d, task)
+        said = bitbake.fails(d, task)
         check(not said, '%s of %s: %s' % (task, d.getVar('PN'), said[-3000:]))
         if said:
             sys.exit(1)
-    return {os.path.relpath(f, d.getVar('D')): f for f in metadata.files_of(d.getVar('D'), '')}
+    return {os.path.relpath(f, d.getVar('D')): f for f in bitbake.files_of(d.getVar('D'), '')}
 
 
 def judge(d, path, what):
@@ -116,7 +116,7 @@ def main():
     # Unit tests are slow without any optimization.
     for release, variant, level in (('wrynose', '', '1'), ('scarthgap', 'native', '0')):
         os.environ['CARGO_PROFILE_RELEASE_OPT_LEVEL'] = level
-        stage = metadata.Stage(checkout, work, release, 'this-machine', os.uname().machine)
+        stage = bitbake.Stage(checkout, work, release, 'this-machine', os.uname().machine)
         d = unpacked(stage, variant, unpacked_at)
         files = build(d)
         program = d.getVar('D') + '/usr/bin/twinhull'
@@ -131,4 +131,4 @@ def main():
 
 if __name__ == '__main__':
     main()
-    sys.exit(1 if metadata.failures else 0)
+    sys.exit(1 if bitbake.failures else 0)

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 
-import metadata
+import bitbake
 import packages
 
 
@@ -23,29 +23,29 @@ def main():
                 with open(os.path.join(place, 'twinhull-%s-%s.tar.gz' % (version, arch)), 'ab') as f:
                     f.write(b'\0')
             settings = 'TWINHULL_RELEASE_URI = "file://%s"\n' % place + open(os.path.join(out, 'twinhull-release.inc')).read()
-            stage = metadata.Stage(checkout, work, 'kirkstone', 'some-machine', arch, settings=settings)
-            d = metadata.one(stage, 'twinhull-bin')
-            metadata.check(not d.getVar('__SKIPPED', False), 'twinhull-bin: %s' % d.getVar('__SKIPPED', False))
+            stage = bitbake.Stage(checkout, work, 'kirkstone', 'some-machine', arch, settings=settings)
+            d = bitbake.one(stage, 'twinhull-bin')
+            bitbake.check(not d.getVar('__SKIPPED', False), 'twinhull-bin: %s' % d.getVar('__SKIPPED', False))
             shutil.rmtree(d.getVar('WORKDIR'), ignore_errors=True)
-            said = metadata.fails(d, 'do_unpack')
+            said = bitbake.fails(d, 'do_unpack')
             if damaged:
-                metadata.check('it is not the archive' in said, 'twinhull-bin with a damaged archive: ' + said)
+                bitbake.check('it is not the archive' in said, 'twinhull-bin with a damaged archive: ' + said)
                 continue
-            metadata.check(not said, 'twinhull-bin: ' + said)
-            metadata.run(d, 'do_unpack_stand_in')
-            metadata.run(d, 'do_install')
-            found = {os.path.relpath(f, d.getVar('D')): os.path.getsize(f) for f in metadata.files_of(d.getVar('D'), '')}
-            metadata.check(found['init'] == found['usr/bin/twinhull'] > 1024 * 1024, 'twinhull-bin installs %s' % found)
+            bitbake.check(not said, 'twinhull-bin: ' + said)
+            bitbake.run(d, 'do_unpack_stand_in')
+            bitbake.run(d, 'do_install')
+            found = {os.path.relpath(f, d.getVar('D')): os.path.getsize(f) for f in bitbake.files_of(d.getVar('D'), '')}
+            bitbake.check(found['init'] == found['usr/bin/twinhull'] > 1024 * 1024, 'twinhull-bin installs %s' % found)
             units = {'/usr/lib/systemd/system/' + unit for unit in d.getVar('TWINHULL_UNITS').split()}
-            metadata.check_packages(d, {'twinhull-bin-init': {'/init'}, 'twinhull-bin-sshd': {'/etc/ssh/sshd_config.d/twinhull.conf'},
+            bitbake.check_packages(d, {'twinhull-bin-init': {'/init'}, 'twinhull-bin-sshd': {'/etc/ssh/sshd_config.d/twinhull.conf'},
                                         'twinhull-bin': units | {'/usr/bin/twinhull'}})
             said = packages.complaints(os.path.join(d.getVar('D'), 'init'), work)
-            metadata.check(not said, 'twinhull-bin, %s: %s' % (arch, said))
-            native = metadata.one(stage, 'twinhull-bin', 'native')
-            metadata.check(native.getVar('TWINHULL_PROGRAM').endswith('/twinhull-host'), 'twinhull-bin-native: ' + native.getVar('TWINHULL_PROGRAM'))
+            bitbake.check(not said, 'twinhull-bin, %s: %s' % (arch, said))
+            native = bitbake.one(stage, 'twinhull-bin', 'native')
+            bitbake.check(native.getVar('TWINHULL_PROGRAM').endswith('/twinhull-host'), 'twinhull-bin-native: ' + native.getVar('TWINHULL_PROGRAM'))
             print('twinhull-bin, %s: installs %d files, %d bytes' % (arch, len(found), sum(found.values())))
 
 
 if __name__ == '__main__':
     main()
-    sys.exit(1 if metadata.failures else 0)
+    sys.exit(1 if bitbake.failures else 0)

@@ -12,8 +12,8 @@ import shutil
 import sys
 
 import bb.data
-import metadata
-from metadata import check
+import bitbake
+from bitbake import check
 
 # What OpenEmbedded-Core keeps out of the hashes, as far as the stand-ins have it.
 IGNORED = set('FILESPATH FILESEXTRAPATHS FILESOVERRIDES FILE_DIRNAME FILE THISDIR TOPDIR TMPDIR WORKDIR DL_DIR BBPATH BBLAYERS'.split())
@@ -30,7 +30,7 @@ def of_others(stage, layers):
     found = {}
     for layer in layers:
         place = os.path.join(stage.top, layer)
-        for recipe in metadata.files_of(place, '.bb'):
+        for recipe in bitbake.files_of(place, '.bb'):
             for task, value in hashes(stage.parse(recipe)['']).items():
                 found['%s: %s%s' % (layer, os.path.relpath(recipe, place), task.replace('recipe', ''))] = value
     return found
@@ -38,12 +38,12 @@ def of_others(stage, layers):
 
 def check_hashes(checkout, work):
     count = 0
-    for release in metadata.RELEASES:
+    for release in bitbake.RELEASES:
         for machine, arch, overrides in (('genericx86-64', 'x86_64', ''), ('raspberrypi4-64', 'aarch64', 'rpi')):
             def stage(settings, added=True):
-                return metadata.Stage(checkout, work, release, machine, arch, overrides, 'RPI_USE_U_BOOT = "1"\n' + settings, added)
-            before = of_others(stage('', added=False), metadata.OTHERS)
-            after = of_others(stage(''), metadata.OTHERS)
+                return bitbake.Stage(checkout, work, release, machine, arch, overrides, 'RPI_USE_U_BOOT = "1"\n' + settings, added)
+            before = of_others(stage('', added=False), bitbake.OTHERS)
+            after = of_others(stage(''), bitbake.OTHERS)
             check(before and before == after, '%s, %s: the layer changes %s' % (
                 release, machine, sorted(task for task in before if before[task] != after.get(task))))
             count += len(before)
@@ -54,10 +54,10 @@ def check_hashes(checkout, work):
 
 def check_alive(stage, before, release):
     """Every bbappend changes a task of its recipe."""
-    after = of_others(stage, metadata.OTHERS)
+    after = of_others(stage, bitbake.OTHERS)
     changed = {task.split(':')[1].strip() for task in after if before[task] != after[task]}
-    appended = {os.path.relpath(recipe, os.path.join(stage.top, layer)) for layer in metadata.OTHERS
-                for recipe in metadata.files_of(os.path.join(stage.top, layer), '.bb') if stage.appends(recipe)}
+    appended = {os.path.relpath(recipe, os.path.join(stage.top, layer)) for layer in bitbake.OTHERS
+                for recipe in bitbake.files_of(os.path.join(stage.top, layer), '.bb') if stage.appends(recipe)}
     check(appended and appended == changed, '%s: bbappends for %s, but changed are %s' % (release, sorted(appended), sorted(changed)))
 
 
@@ -66,12 +66,12 @@ def check_scripts(checkout, work):
     for arch, chosen, expected in (('aarch64', '', 'boot/uboot/boot.cmd'), ('arm', '', None),
                                    ('aarch64', 'uboot-env', 'boot/uboot-env/boot.cmd'), ('arm', 'uboot-env', 'boot/uboot-env/boot.cmd')):
         settings = FEATURE + 'RPI_USE_U_BOOT = "1"\n' + ('TWINHULL_BOOTLOADER = "%s"\n' % chosen if chosen else '')
-        stage = metadata.Stage(checkout, work, 'wrynose', 'some-pi', arch, 'rpi', settings)
-        [recipe] = [f for f in metadata.files_of(os.path.join(stage.top, 'raspberrypi'), '.bb') if 'u-boot-scr' in f]
+        stage = bitbake.Stage(checkout, work, 'wrynose', 'some-pi', arch, 'rpi', settings)
+        [recipe] = [f for f in bitbake.files_of(os.path.join(stage.top, 'raspberrypi'), '.bb') if 'u-boot-scr' in f]
         d = stage.parse(recipe)['']
         shutil.rmtree(d.getVar('WORKDIR'), ignore_errors=True)
-        metadata.run(d, 'do_unpack_stand_in')
-        said = metadata.fails(d, 'do_compile')
+        bitbake.run(d, 'do_unpack_stand_in')
+        said = bitbake.fails(d, 'do_compile')
         check(not said, 'boot.scr: ' + said)
         with open(os.path.join(d.getVar('B'), 'boot.scr'), 'rb') as f:
             # A header of 64 bytes, then the length of the one script, then a zero.
@@ -89,4 +89,4 @@ def main():
 
 if __name__ == '__main__':
     main()
-    sys.exit(1 if metadata.failures else 0)
+    sys.exit(1 if bitbake.failures else 0)
