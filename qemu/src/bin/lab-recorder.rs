@@ -266,6 +266,32 @@ impl BootChooser for Config {
     }
 }
 
+/// A root that would have to grow for a new name stays as it is: the change is refused, and somebody's whole journal file takes
+/// the file's place itself.
+fn full_root() -> Outcome {
+    const JOURNAL: &str = ".config.json.0badcafe.99914b932bd37a50b983c5e7c90ae93b.md5sum";
+    const CONTENT: &[u8] = b"{}";
+    let at = Path::new(AT);
+    let fill = |count| (0..count).try_for_each(|n| fs::write(at.join(format!("FULL{n}")), "x"));
+    let is = |content: &[u8]| -> Outcome<bool> {
+        Ok(fs::read(Config::path())? == content && fs::metadata(at)?.len() == SECTOR_BYTES as u64)
+    };
+    let before = fs::read(Config::path())?;
+    fill(8)?;
+    match sys::fatrw::write(&Config::path(), CONTENT) {
+        Err(e) if e.kind() == twinhull::Kind::Refused && is(&before)? => {}
+        other => return Err(format!("in a full root: {other:?}").into()),
+    }
+    (0..8).try_for_each(|n| fs::remove_file(at.join(format!("FULL{n}"))))?;
+    fs::write(at.join(JOURNAL), CONTENT)?;
+    fill(2)?;
+    sys::fatrw::read(&Config::path(), 1 << 20)?;
+    match is(CONTENT)? && !at.join(JOURNAL).exists() {
+        true => Ok(()),
+        false => Err("a journal file in a full root was not finished".into()),
+    }
+}
+
 /// The same change with a tool of others: all variables in one call.
 fn tool(writer: Writer, step: Step) -> Outcome {
     let root = if step.slot == 'A' { 2 } else { 3 };
@@ -314,6 +340,9 @@ fn recover(device: &str, writer: Writer) -> Outcome<String> {
     chooser.disarm(other)?;
     if chooser.plan()? != BootPlan::settled(other) {
         return Err(format!("after all that the plan is {:?}", chooser.plan()?).into());
+    }
+    if writer == Writer::Fatrw {
+        full_root()?;
     }
     Ok(format!("primary {primary}, {tries} tries left, goes on"))
 }
