@@ -76,7 +76,11 @@ pub fn create_on_fat(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     file.sync_all().doing(doing)?;
     let dir = parent(path)?;
     sync_dir(dir).doing(doing)?;
-    lengthen(&file, dir, 0, bytes).doing(doing)
+    let written = lengthen(&file, dir, 0, bytes).inspect_err(|_| {
+        // Empty again; the error that counts is the one above.
+        let _ = file.set_len(0);
+    });
+    written.doing(doing)
 }
 
 /// Replaces a file on FAT: the old or the new one is there after a cut at any point; if there was none, none or an empty one.

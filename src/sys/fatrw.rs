@@ -96,8 +96,14 @@ fn place(path: &Path, bytes: &[u8], observer: &Observer) -> Result<()> {
     if !made.exists() {
         fat_room::check(directory(path), 1, letters)?;
     }
-    durable::create_on_fat(&made, bytes, MODE).and_then(|()| check(&made, bytes)).inspect_err(|_| {
-        // What there is of it only takes room.
+    // What there is of it only takes room. A file of that name that is not empty is another program's.
+    let clear = |_: &Error| {
+        if !is_new || fs::metadata(&made).is_ok_and(|left| left.len() == 0) {
+            let _ = durable::remove(&made);
+        }
+    };
+    durable::create_on_fat(&made, bytes, MODE).inspect_err(clear)?;
+    check(&made, bytes).inspect_err(|_| {
         let _ = durable::remove(&made);
     })?;
     if !is_new {
