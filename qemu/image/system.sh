@@ -15,6 +15,7 @@ END
 # commas, and after a blank have their parameters; what is built into the kernel is passed over.
 #
 # Without Debian's signatures: kernels of Yocto have none, and an emulated processor needs 0.1 s and more to check one.
+# LZ4, in the only form that the kernel reads: a fifth larger than with zstd, unpacked in half the time.
 make_initramfs() {
     local twinhull=$1 tree=$2 kernel=$3 modules=$4 out=$5 entry module parameters file needed name wanted
     local work
@@ -36,7 +37,7 @@ make_initramfs() {
         done < <(grep '^insmod ' <<<"$needed")
     done
     (cd "$work" && find . -print0 | sort -z | cpio --quiet --null --create --format=newc --owner=0:0 --reproducible) |
-        zstd -q -9 -f -o "$out"
+        lz4 -q -l -9 -f - "$out"
     rm -rf "$work"
 }
 
