@@ -1,76 +1,24 @@
 //! What the firmware's boot manager starts in the lab, from each of its entries: says which one it was, sets the variables of the
 //! next case, and resets the machine.
 //!
-//! `LAB_CASES` is a file with the entries and the cases (`qemu/src/tables.rs` writes it and compiles this). Which case is under
-//! way is in a variable of its own. Source: UEFI 2.10, sections 3.3, 4.3, 8.2, 8.5.1, 9.1 and 12.4.
+//! `LAB_CASES` is a file with the entries and the cases (`qemu/src/tables_real.rs` writes it and compiles this). Which case is under
+//! way is in a variable of its own. Source: UEFI 2.10, section 3.3.
 #![no_std]
 #![no_main]
 
+mod uefi;
+
 use core::ffi::c_void;
+use uefi::{Guid, LOADED_IMAGE, LoadedImage, SystemTable};
 
 include!(env!("LAB_CASES"));
 
-#[repr(C)]
-struct Guid(u32, u16, u16, [u8; 8]);
-
-const LOADED_IMAGE: Guid = Guid(0x5b1b31a1, 0x9562, 0x11d2, [0x8e, 0x3f, 0x00, 0xa0, 0xc9, 0x69, 0x72, 0x3b]);
 const GLOBAL: Guid = Guid(0x8be4df61, 0x93ca, 0x11d2, [0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c]);
 /// Random.
 const LAB: Guid = Guid(0x6d3cf1b7, 0x51c2, 0x4e0e, [0x9b, 0x1d, 0x5a, 0x0a, 0x4c, 0x77, 0xe2, 0x35]);
 /// Kept without power, and for the firmware as well as for a running system.
 const ATTRIBUTES: u32 = 7;
 const RESET_COLD: u32 = 0;
-
-#[repr(C)]
-struct TextOutput {
-    reset: *const c_void,
-    output_string: extern "efiapi" fn(*mut TextOutput, *const u16) -> usize,
-}
-
-#[repr(C)]
-struct BootServices {
-    header: [u8; 24],
-    before: [*const c_void; 16],
-    handle_protocol: extern "efiapi" fn(*mut c_void, *const Guid, *mut *mut LoadedImage) -> usize,
-}
-
-#[repr(C)]
-struct RuntimeServices {
-    header: [u8; 24],
-    before: [*const c_void; 6],
-    get_variable: extern "efiapi" fn(*const u16, *const Guid, *mut u32, *mut usize, *mut u8) -> usize,
-    next_name: *const c_void,
-    set_variable: extern "efiapi" fn(*const u16, *const Guid, u32, usize, *const u8) -> usize,
-    count: *const c_void,
-    reset: extern "efiapi" fn(u32, usize, usize, *const c_void) -> !,
-}
-
-#[repr(C)]
-struct SystemTable {
-    header: [u8; 24],
-    vendor: *const u16,
-    revision: u32,
-    console_in_handle: *mut c_void,
-    console_in: *mut c_void,
-    console_out_handle: *mut c_void,
-    console_out: *mut TextOutput,
-    error_handle: *mut c_void,
-    error: *mut c_void,
-    runtime: *mut RuntimeServices,
-    boot: *mut BootServices,
-}
-
-#[repr(C)]
-struct LoadedImage {
-    revision: u32,
-    parent: *mut c_void,
-    system: *mut c_void,
-    device: *mut c_void,
-    path: *mut c_void,
-    reserved: *mut c_void,
-    options_bytes: u32,
-    options: *const u16,
-}
 
 /// A name in UTF-16, ended by a zero.
 type Name = [u16; 16];
@@ -181,9 +129,4 @@ extern "efiapi" fn efi_main(image: *mut c_void, system: *mut SystemTable) -> usi
     firmware.set(&under_way, &LAB, &[next as u8]);
     // SAFETY: it does not come back.
     unsafe { ((*(*system).runtime).reset)(RESET_COLD, 0, 0, core::ptr::null()) }
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    loop {}
 }
