@@ -89,6 +89,8 @@ def ptest(d):
                   cwd=d.getVar('B'), env={**os.environ, **exported(d)})
     place = os.path.join(d.getVar('WORKDIR'), 'ptest')
     os.makedirs(place)
+    # Their servers are on this machine: what keeps cargo from the network would keep the tests from these, for ever.
+    unproxied = {name: value for name, value in os.environ.items() if not name.endswith('_proxy')}
     count = 0
     for line in said.splitlines():
         message = json.loads(line)
@@ -97,7 +99,7 @@ def ptest(d):
             judge(d, program, 'ptest ' + os.path.basename(program))
             # The sources are not on a device.
             os.rename(d.getVar('S'), d.getVar('S') + '.away')
-            ran = subprocess.run([program, '--test-threads=2'], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            ran = subprocess.run([program, '--test-threads=2'], cwd=place, env=unproxied, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             os.rename(d.getVar('S') + '.away', d.getVar('S'))
             check(ran.returncode == 0, 'ptest: ' + ran.stdout[-6000:])
             count += sum(map(int, re.findall(r'(\d+) passed', ran.stdout)))
