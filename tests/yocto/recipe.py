@@ -124,7 +124,10 @@ def main():
         program = d.getVar('D') + '/usr/bin/twinhull'
         judge(d, program, d.getVar('PN'))
         check('no symbols' not in output('nm', program, stderr=subprocess.STDOUT), 'already-stripped: ' + program)
-        makes_bundles = 'bundle create' in output(program, '--help')
+        # Without its options it refuses either way, and says what is missing: an option, or the whole command.
+        refusal = subprocess.run([program, 'bundle', 'create'], stderr=subprocess.PIPE, text=True).stderr
+        makes_bundles = '--version is needed' in refusal
+        check(makes_bundles or 'without the feature build-host' in refusal, 'bundle create: ' + refusal)
         check(makes_bundles == (variant == 'native'), '%s %s bundles' % (d.getVar('PN'), 'makes' if makes_bundles else 'makes no'))
         print('%s (%s): built by its own tasks, %d files installed' % (d.getVar('PN'), release, len(files)))
         if not variant:
