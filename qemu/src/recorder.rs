@@ -18,7 +18,7 @@ use crate::rules;
 
 const CACHE: &str = "target/lab";
 const RECORDER: &str = "target/debug/lab-recorder";
-const SLOT_PROGRAM: &str = "qemu/image/recorder/slot.rs";
+const SLOT_PROGRAM: &str = "qemu/image/efi/slot.rs";
 const MIB: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(900);
 

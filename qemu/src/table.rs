@@ -44,8 +44,8 @@ pub fn play_all() -> Outcome {
     }
 }
 
-/// All boards but those that differ from one before them in the user space only: there the switch takes an hour longer, and
-/// shows no more.
+/// All boards but those that differ from one before them in the user space only: they switch in the same way, with a whole
+/// systemd in each of their boots.
 fn each_bootloader_once() -> Vec<&'static Board> {
     let same = |a: &Board, b: &Board| a.device_type == b.device_type && a.bootloader == b.bootloader;
     let is_first = |(n, board): &(usize, &Board)| !ALL.iter().take(*n).any(|before| same(before, board));

@@ -187,7 +187,7 @@ fn initramfs(work: &Path, rows: &[Row]) -> Outcome<Vec<Outcome<Seen>>> {
 /// The marks of the table: each entry's number, and the slot that its program says it is.
 const EFI_ENTRIES: [(&str, u16, char); 3] = [("u", 0, 'U'), ("b", 1, 'B'), ("a", 3, 'A')];
 /// What is started instead of a kernel.
-const EFI_PROGRAM: &str = "qemu/image/recorder/manager.rs";
+const EFI_PROGRAM: &str = "qemu/image/efi/manager.rs";
 
 /// Each entry is as twinhull makes it; one program goes from case to case, whichever the firmware starts.
 fn efi(work: &Path, rows: &[Row]) -> Outcome<Vec<Outcome<Seen>>> {

@@ -60,7 +60,7 @@ pub struct LoadedImage {
     pub options: *const u16,
 }
 
-// A program of these has nobody to tell.
+// There is nobody to tell.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
     loop {}
