@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
+use crate::model::TomlText;
 use crate::{Doing, Error, Result, Root, sys};
 
 const PLACES: [&str; 3] = ["/usr/lib/twinhull", "/run/twinhull", "/etc/twinhull"];
@@ -366,23 +369,25 @@ impl Settings {
             Some(file) => vec![file.to_owned()],
             None => fragments(root)?,
         };
-        let mut merged = toml::Table::new();
+        let mut texts = Vec::new();
         for file in &files {
-            let bytes = sys::file::read(file, LIMIT_BYTES)?;
-            let text = String::from_utf8(bytes)
-                .map_err(|_| Error::failed(format!("settings {}: not UTF-8", file.display())))?;
-            let say = |e: toml::de::Error| {
-                let line =
-                    e.span().map_or(0, |s| text.get(..s.start).unwrap_or("").matches('\n').count() + 1);
-                Error::failed(format!("settings {}, line {line}: {}", file.display(), e.message().trim()))
-            };
-            // Each fragment is checked alone first: only there do lines mean anything.
-            toml::from_str::<Self>(&text).map_err(say)?;
-            merge(&mut merged, toml::from_str::<toml::Table>(&text).map_err(say)?);
+            let name = format!("settings {}", file.display());
+            let text = String::from_utf8(sys::file::read(file, LIMIT_BYTES)?)
+                .map_err(|_| Error::failed(format!("{name}: not UTF-8")))?;
+            texts.push((name, text));
         }
-        let settings: Self = merged
-            .try_into()
-            .map_err(|e: toml::de::Error| Error::failed(format!("settings: {}", e.message())))?;
+        let mut settings = Self::default();
+        let mut merged = DeTable::new();
+        for (name, text) in &texts {
+            let text = TomlText::parse(name, text)?;
+            // Each fragment is checked alone first: only there do lines mean anything.
+            settings = text.read()?;
+            merge(&mut merged, text.into_table().into_inner());
+        }
+        if texts.len() > 1 {
+            settings = Self::deserialize(toml::de::Deserializer::from(Spanned::new(0..0, merged)))
+                .map_err(|e| Error::failed(format!("settings: {}", e.message())))?;
+        }
         settings.check().doing(|| "settings")
     }
 
@@ -439,12 +444,12 @@ fn fragments(root: &Root) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn merge(into: &mut toml::Table, from: toml::Table) {
+fn merge<'a>(into: &mut DeTable<'a>, from: DeTable<'a>) {
     for (key, value) in from {
-        match (into.get_mut(&key), value) {
-            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
+        match (into.get_mut(&key).map(Spanned::get_mut), value.into_inner()) {
+            (Some(DeValue::Table(old)), DeValue::Table(new)) => merge(old, new),
             (_, value) => {
-                into.insert(key, value);
+                into.insert(key, Spanned::new(0..0, value));
             }
         }
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Version;
 use super::device::DeviceType;
 use super::payload::{Payload, PayloadKind, is_word};
+use super::toml_text::TomlText;
 use super::verity::seal_at;
 use crate::{Error, Result};
 
@@ -96,13 +97,9 @@ impl Manifest {
     /// `Refused` for a format that is newer than this program; `Failed`, with the line, for anything that is not
     /// a manifest.
     pub fn parse(text: &str) -> Result<Self> {
-        let say = |e: toml::de::Error| {
-            let line = e.span().map_or(0, |s| text.get(..s.start).unwrap_or("").matches('\n').count() + 1);
-            Error::failed(format!("manifest.toml, line {line}: {}", e.message().trim()))
-        };
+        let text = TomlText::parse("manifest.toml", text)?;
         // The version first: a newer format may hold keys that are not known here.
-        let table: toml::Table = toml::from_str(text).map_err(say)?;
-        match table.get("format").and_then(toml::Value::as_integer) {
+        match text.integer("format") {
             Some(1..=4) => {}
             Some(found) => {
                 return Err(Error::refused(format!(
@@ -112,7 +109,7 @@ impl Manifest {
             }
             None => return Err(Error::failed("manifest.toml: no format number")),
         }
-        toml::from_str::<Text>(text).map_err(say)?.check()
+        text.read::<Text>()?.check()
     }
 
     /// The manifest as a file. The same values give the same bytes.
@@ -233,6 +230,10 @@ impl Manifest {
 impl Text {
     fn check(self) -> Result<Manifest> {
         let wrong = |text: String| Err(Error::failed(format!("manifest.toml: {text}")));
+        // What every reader of TOML can read.
+        if self.release > i64::MAX as u64 {
+            return wrong(format!("release {}: expected at most {}", self.release, i64::MAX));
+        }
         if self.compatible.is_empty() || self.compatible.len() > COMPATIBLE_MAX {
             return wrong(format!(
                 "compatible has {} entries, expected 1 to {COMPATIBLE_MAX}",

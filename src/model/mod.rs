@@ -15,6 +15,7 @@ pub mod phase;
 pub mod record;
 pub mod reset;
 pub mod slot;
+pub mod toml_text;
 pub mod verity;
 pub mod version;
 
@@ -30,5 +31,6 @@ pub use os_release::{OS_RELEASE, OsRelease};
 pub use payload::{FileEntry, Payload, PayloadKind};
 pub use reset::{KEPT_OF_DATA, KEPT_OF_STATE, RESET_REQUEST, ResetRequest};
 pub use slot::Slot;
+pub use toml_text::TomlText;
 pub use verity::Verity;
 pub use version::Version;

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Digest;
 use crate::model::device::DeviceType;
+use crate::model::{Digest, TomlText};
 use crate::{Error, Result};
 
 /// The only version of the format.
@@ -70,13 +70,9 @@ impl Manifest {
     /// # Errors
     /// `Refused` for a newer format; `Failed`, with the line, for anything that is no manifest.
     pub fn parse(text: &str) -> Result<Self> {
-        let say = |e: toml::de::Error| {
-            let line = e.span().map_or(0, |s| text.get(..s.start).unwrap_or("").matches('\n').count() + 1);
-            Error::failed(format!("manifest.toml, line {line}: {}", e.message().trim()))
-        };
-        let table: toml::Table = toml::from_str(text).map_err(say)?;
-        match table.get("preload").and_then(toml::Value::as_integer) {
-            Some(1) => toml::from_str::<Self>(text).map_err(say)?.check(),
+        let text = TomlText::parse("manifest.toml", text)?;
+        match text.integer("preload") {
+            Some(1) => text.read::<Self>()?.check(),
             Some(found) => Err(Error::refused(format!(
                 "preload format {found}: this twinhull reads format {FORMAT}; make the archive with this version"
             ))),
