@@ -44,11 +44,11 @@ pub struct Command {
 
 const OPTIONS: &str = "\
 Options that every command takes:
-  --root DIR      the host's root directory (default /)
+  --root DIR      the host's root directory (default /); what systemd is asked for, as a reboot, is asked of this machine's
   --config FILE   read settings from FILE alone, not from /usr/lib, /run and /etc/twinhull/*.toml
   --json          machine-readable output, one JSON document (or one per line where it goes on)
-  -v, --verbose   say more (twice: debug)        -q, --quiet   say only what went wrong
-  -h, --help      this text                      -V, --version
+  -v, --verbose   log more (twice: debug)        -q, --quiet   log only what went wrong
+  -h, --help      this text
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 refused by policy, 4 inconsistent, 5 reboot needed
 ";
@@ -61,6 +61,7 @@ pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
         return cmd::init::as_pid1();
     }
     match dispatch(args.collect()) {
+        Ok(0) if sys::out::lost() => ExitCode::from(Kind::Failed.exit_code()),
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             sys::out::error(&format!("twinhull: {e}"));
@@ -143,7 +144,7 @@ fn overview() -> String {
     for c in cmd::COMMANDS {
         text.push_str(&format!("  {:<12} {}\n", c.name, c.summary));
     }
-    text.push_str("\n`twinhull COMMAND --help` explains a command.\n\n");
+    text.push_str("\n`twinhull COMMAND --help` explains a command, `twinhull --version` says which twinhull this is.\n\n");
     text.push_str(OPTIONS);
     text
 }

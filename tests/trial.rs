@@ -89,6 +89,21 @@ fn an_unhealthy_trial_goes_back_with_its_reason() {
 }
 
 #[test]
+fn what_is_armed_already_is_rebooted_into_when_that_is_asked_for() {
+    let bench = Bench::new();
+    let bundle = bench.bundle.to_str().unwrap();
+    assert_eq!(outcome(&bench.twinhull(&["install", bundle])).0, 0);
+    let explained = bench.twinhull(&["install", "--explain", "--reboot", bundle]);
+    assert!(
+        String::from_utf8_lossy(&explained.stdout).contains("already installed and armed"),
+        "{explained:?}"
+    );
+    assert_eq!(bench.asked(), "");
+    assert_eq!(outcome(&bench.twinhull(&["install", "--reboot", bundle])).0, 0);
+    assert_eq!(bench.asked(), "reboot\n");
+}
+
+#[test]
 fn a_trial_whose_pid_1_does_not_answer_is_left() {
     let bench = Bench::new();
     fs::remove_file(bench.device.path("usr/lib/twinhull/health.d/10-bad")).unwrap();

@@ -300,7 +300,7 @@ fn scan(root: &Root, name: &str) -> Result<Option<Scanned>> {
     for entry in table.partitions() {
         // A partition that starts elsewhere than the table says is one of an older table: not to be touched.
         match known.iter().find(|k| k.number == entry.number && k.start_bytes == entry.start_bytes) {
-            Some(k) => partitions.push(join(&mut disk, entry, k)?),
+            Some(k) => partitions.push(join(&mut disk, entry, k)),
             None => without_device.push(entry.number),
         }
     }
@@ -336,10 +336,15 @@ fn kernel_partitions(root: &Root, sysfs_disk: &Path) -> Result<Vec<KernelPartiti
     Ok(found)
 }
 
-fn join(disk: &mut impl Disk, entry: TableEntry, kernel: &KernelPartition) -> Result<Partition> {
-    let file_system = superblock::probe(disk, entry.start_bytes, kernel.len_bytes)?;
+/// A partition whose start cannot be read is there all the same, without a file system: a sector that a power cut has spoilt in
+/// one must not hide the others, and is mended by writing it.
+fn join(disk: &mut impl Disk, entry: TableEntry, kernel: &KernelPartition) -> Partition {
+    let file_system = superblock::probe(disk, entry.start_bytes, kernel.len_bytes).unwrap_or_else(|e| {
+        log::warn!("{}: {e}", kernel.device.display());
+        None
+    });
     let label = label_of(&entry.name, file_system.as_ref().map_or("", |s| &s.label));
-    Ok(Partition {
+    Partition {
         device: kernel.device.clone(),
         number: entry.number,
         label,
@@ -348,7 +353,7 @@ fn join(disk: &mut impl Disk, entry: TableEntry, kernel: &KernelPartition) -> Re
         len_bytes: kernel.len_bytes,
         file_system,
         name: entry.name,
-    })
+    }
 }
 
 /// What a partition is called. The table's name goes first: the file system in a slot came with an image that

@@ -20,6 +20,8 @@ use crate::{Doing, Error, Result};
 const MAGIC: &[u8; 16] = b"twinhull-verity\0";
 const CRC_AT: usize = 56;
 const SECTOR: usize = 512;
+/// What the seal has to itself at the end of a slot ([`seal_at`]).
+const BLOCK: usize = 4096;
 
 /// The seal of a slot; `None` if it has none, or no room for one behind an image of `image_len_bytes`. Who does not know how
 /// long that is says 0.
@@ -63,11 +65,15 @@ pub fn write(disk: &mut impl Disk, verity: Option<&Verity>, image_len_bytes: u64
         };
     };
     let mut sector = [0; SECTOR];
-    disk.read_at(at, &mut sector).doing(|| "seal")?;
-    if verity.is_none() && !sector.starts_with(MAGIC) {
-        return Ok(());
+    match disk.read_at(at, &mut sector) {
+        Ok(()) if verity.is_none() && !sector.starts_with(MAGIC) => return Ok(()),
+        Ok(()) => sector.fill(0),
+        // A cut may have spoilt it while it was written. Writing mends it: a whole block, of which nothing need be read first.
+        Err(e) => {
+            log::warn!("seal: {e}; it is written anew");
+            disk.write_at(at, &[0; BLOCK]).doing(|| "seal")?;
+        }
     }
-    sector.fill(0);
     if let Some(Verity { root_hash, hash_offset }) = verity {
         put(&mut sector, 0, MAGIC);
         put(&mut sector, 16, &hash_offset.to_le_bytes());

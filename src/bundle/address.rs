@@ -32,7 +32,12 @@ impl Token {
     /// # Errors
     /// `Failed`, naming the file, if it cannot be read or holds anything but one line without white space.
     pub fn load(file: &Path, url: &str) -> Result<Option<Self>> {
-        let Some((host, port)) = url.parse().ok().as_ref().and_then(tls_server) else { return Ok(None) };
+        let Some((host, port)) = url.parse().ok().as_ref().and_then(tls_server) else {
+            if url.starts_with("http://") {
+                log::warn!("token {}: is not sent over http://, only over https://", file.display());
+            }
+            return Ok(None);
+        };
         let doing = || format!("token {}", file.display());
         let text = sys::file::read_text(file, TOKEN_LIMIT_BYTES).doing(doing)?;
         if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {

@@ -30,6 +30,9 @@ pub struct NamedFile {
 /// # Errors
 /// `Failed`, naming it, for what is neither a file nor a directory, and for a name that no bundle may hold.
 pub fn of_directory(dir: &Path) -> Result<Vec<NamedFile>> {
+    if !dir.is_dir() {
+        return Err(Error::failed(format!("{}: no such directory", dir.display())));
+    }
     let mut found = Vec::new();
     below(dir, "", DEPTH_MAX, &mut found)?;
     if found.is_empty() {

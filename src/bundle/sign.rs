@@ -64,6 +64,11 @@ impl Signer {
         Ok(Self { secret, public })
     }
 
+    /// Whether `other` signs with the same key.
+    pub fn is_of_same_key(&self, other: &Self) -> bool {
+        self.public == other.public
+    }
+
     /// Signs a manifest's text.
     ///
     /// # Errors

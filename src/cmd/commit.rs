@@ -27,7 +27,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
     }
     let _turn = turn::take(&context.root)?;
     let mut host = Host::open(context)?;
-    host.machine.commit()?;
+    host.machine.commit("committed by hand")?;
     let slot = host.machine.booted;
     sys::out::line(&if context.json {
         serde_json::json!({ "committed": slot }).to_string()

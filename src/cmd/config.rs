@@ -99,8 +99,11 @@ fn list(context: &Context) -> Result<u8> {
         return Ok(0);
     }
     let mut lines: Vec<_> = set.map(|(k, v)| format!("{} = {v}\n    {}", k.name, k.about)).collect();
-    let unset = keys::KEYS.iter().filter(|k| config.value(k.name).is_none() && !k.default.is_empty());
-    lines.extend(unset.map(|k| format!("{} is not set: {}\n    {}", k.name, k.default, k.about)));
+    let unset = keys::KEYS.iter().filter(|k| config.value(k.name).is_none());
+    lines.extend(unset.map(|k| {
+        let default = if k.default.is_empty() { String::new() } else { format!(": {}", k.default) };
+        format!("{} is not set{default}\n    {}", k.name, k.about)
+    }));
     lines.extend(unknown.iter().map(|k| format!("{k} is set; nobody here knows it")));
     sys::out::line(&lines.join("\n"));
     Ok(0)
@@ -135,6 +138,9 @@ fn get(context: &Context, key: &str) -> Result<u8> {
 }
 
 fn set(context: &Context, key: &str, typed: &str, unknown: bool) -> Result<u8> {
+    if key.is_empty() {
+        return Err(Error::usage("config: the name of the key is empty"));
+    }
     let known = keys::find(key);
     if let (Some(Key { secret: true, .. }), true) = (known, typed != "-") {
         return Err(Error::refused(format!(

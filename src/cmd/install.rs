@@ -20,7 +20,7 @@ use crate::model::manifest::DeviceFacts;
 use crate::model::record::Release;
 use crate::sys::clock::{BootClock, Clock};
 use crate::update::{Armed, Goal, Image, Install};
-use crate::{Doing, Error, Result, provision, sys};
+use crate::{Doing, Error, Kind, Result, provision, sys};
 
 pub(super) const COMMAND: Command = Command {
     name: "install",
@@ -39,7 +39,8 @@ Usage: twinhull install [OPTIONS] FILE|URL|-
                         it was made against; what does not fit comes from the bundle
   --explain             say what would be fetched, reused and written, and whether it would be refused; write nothing
   --max-download BYTES  refuse, before anything is written, if more than so many bytes would have to be fetched
-                        (K, M and G stand for KiB, MiB and GiB); boot files and hooks count in full, whatever is there of them
+                        from servers (K, M and G stand for KiB, MiB and GiB); boot files and hooks count in full, whatever is
+                        there of them
   --token-file FILE     a bearer token that the server is shown, instead of the setting bundle.token_file
   --reboot              reboot into the new system when it is armed
   --allow-downgrade     accept a version older than the running one; never a release counter below the floor
@@ -67,7 +68,8 @@ optional service is told. See `twinhull contracts --help`.
 
 Exit: 0 armed, 1 failed, 3 refused (not signed by enough of the keys, another device type, too large, a downgrade, a
 release below the floor, a trial under way, a target slot that is mounted, a service that would be stranded, more than
---max-download, no room for the boot files). With --json: one line per event: {event:
+--max-download, no room for the boot files), 4 if journal and boot plan contradict each other, 5 if a rollback waits for its
+reboot. With --json: one line per event: {event:
 look|plan|explain|begin|progress|flushed|read-back|armed|already-armed, ..}.
 
   twinhull install https://updates.example.com/nuc-2.1.0.bundle
@@ -144,6 +146,12 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let args = Args::parse(parser)?;
     let mut host = Host::open(context)?;
     let _turn = turn::take(&context.root)?;
+    // Before a server can keep us waiting: a trial that runs needs its turn to be decided.
+    if let Err(e) = host.machine.check_may_install()
+        && e.kind() == Kind::Refused
+    {
+        return Err(e.within("install"));
+    }
     // The token is for the server of the bundle; where that is a file, for the delta's.
     let server = [Some(&args.bundle), args.delta.as_ref()].into_iter().flatten().find(|a| a.contains("://"));
     let server = server.map_or("", String::as_str);
@@ -154,23 +162,23 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     // Without what the address may hold of secrets.
     let name = source.name().to_owned();
     let doing = || format!("install {name}");
-    let armed = match install(&args, source, &reach, context, &mut host).doing(doing)? {
-        Done::Armed(armed) => armed,
+    let said = match install(&args, source, &reach, context, &mut host).doing(doing)? {
         Done::Explained => return Ok(0),
+        Done::Armed(armed) => format!("slot {} boots next, {} tries", armed.slot, armed.tries),
         Done::Already => {
-            sys::out::line(&if context.json {
-                json!({ "event": "already-armed", "slot": host.machine.target() }).to_string()
-            } else {
-                "this bundle is already installed and armed; reboot to try it".into()
-            });
-            return Ok(0);
+            if context.json {
+                let event = json!({ "event": "already-armed", "slot": host.machine.target() });
+                sys::out::line(&event.to_string());
+            }
+            "this bundle is already installed and armed".into()
         }
     };
-    if args.reboot {
-        return super::resume::reboot(context, &mut host, &format!("to try slot {}", armed.slot));
+    if args.reboot && !args.explain {
+        let why = format!("to try slot {}", host.machine.target());
+        return super::resume::reboot(context, &mut host, &why);
     }
     if !context.json {
-        sys::out::line(&format!("slot {} boots next, {} tries; reboot to try it", armed.slot, armed.tries));
+        sys::out::line(&format!("{said}; reboot to try it"));
     }
     Ok(0)
 }
@@ -205,7 +213,7 @@ fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: 
         manifest: bundle.manifest_digest(),
         counter: manifest.release,
     };
-    if !args.explain && host.machine.waits_for(&release)? {
+    if host.machine.waits_for(&release)? {
         return Ok(Done::Already);
     }
     let image = Image { len_bytes: manifest.root.size, digest: manifest.root.sha256 };

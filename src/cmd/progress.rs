@@ -161,8 +161,8 @@ impl Bar {
     fn describe(&self, percent: u64) -> String {
         let elapsed = BootClock.since_boot().saturating_sub(self.started).as_secs().max(1);
         let rate = self.fetched / elapsed;
-        let left = self.total.map_or(String::new(), |total| {
-            let seconds = total.saturating_sub(self.fetched) / rate.max(1);
+        let left = self.total.filter(|_| rate > 0).map_or(String::new(), |total| {
+            let seconds = total.saturating_sub(self.fetched) / rate;
             format!(", {seconds} s left")
         });
         let fetched = self.fetched >> 20;

@@ -40,7 +40,7 @@ all     Both.
 The request is one file on the state partition, written whole. PID 1 carries it out at the next boot, before anything uses
 the partitions, and removes it last: a power cut in between is taken up by the boot after. Nothing is ever emptied because a
 file is missing. config.json is on the boot partition and is not touched: the device stays registered. What an update
-needs to be taken up again is kept in any case. Refused (exit 3) while an update is under way.
+needs to be taken up again is kept in any case. Refused (exit 3) while an update is under way, and without --yes.
 ";
 
 fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {

@@ -34,7 +34,7 @@ A trial never stays undecided: if it cannot be judged, or the verdict cannot be 
 settings that cannot be read), this tries again until the deadline, then reboots, and the bootloader counts.
 
 May be repeated at any time; waits for an install that is under way. Exit 0 done, 4 if journal and boot plan contradict each
-other (nothing is touched then).
+other (nothing is touched then, and a slot on trial is left at the deadline by a reboot).
 ";
 
 fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
@@ -88,6 +88,7 @@ fn take_up(context: &Context) -> Result<u8> {
             Ok(0)
         }
         Next::Reboot { why } => reboot(context, &mut host, &why),
+        Next::TryAgain { why } => try_again(context, &mut host, &why),
         Next::CheckHealth { tries_left } => {
             // While the checks run, `commit` and `rollback` may be used by hand.
             drop(turn);
@@ -127,14 +128,22 @@ fn on_trial(context: &Context, host: &mut Host, tries_left: u8) -> Result<u8> {
     let _turn = turn::wait(&context.root)?;
     match verdict {
         Verdict::Healthy => {
-            host.machine.commit()?;
+            host.machine.commit("passed its health checks")?;
             log::info!("slot {} is healthy and committed", host.machine.booted);
             Ok(0)
         }
         Verdict::Unhealthy(why) => match host.machine.condemn(&why)? {
             Next::Reboot { why } => reboot(context, host, &why),
-            Next::Nothing | Next::CheckHealth { .. } => Ok(0),
+            Next::Nothing | Next::CheckHealth { .. } | Next::TryAgain { .. } => Ok(0),
         },
+    }
+}
+
+/// Reboots into the next try. One that cannot be counted or asked for ends the trial: with the reboot it would be tried for ever.
+fn try_again(context: &Context, host: &mut Host, why: &str) -> Result<u8> {
+    match host.end_boot(true) {
+        Ok(argument) => reboot_into(context, argument, why).map(|()| 0),
+        Err(e) => host.machine.condemn(&format!("its next try cannot be started: {e}")).map(|_| 0),
     }
 }
 

@@ -61,7 +61,7 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
             }
             Ok(crate::Kind::RebootNeeded.exit_code())
         }
-        Next::Nothing | Next::CheckHealth { .. } => {
+        Next::Nothing | Next::CheckHealth { .. } | Next::TryAgain { .. } => {
             let booted = host.machine.booted;
             if context.json {
                 tell(!booted, false);

@@ -34,7 +34,7 @@ contradict each other, else 0.
 
 With --json, where null stands for what cannot be told: {os: {version, slot}, device: {type, arch, uuid},
 boot: {chooser, primary, trial: null | {slot, tries_left}}, phase, boot_files: [{slot, of, files, missing: [..]}],
-update: {state, hooks: [..], failure: null | text, last: null | {result, target, release, reason}}, provision, supervisor,
+update: {state, release_floor, hooks: [..], failure: null | text, last: null | {result, target, release, reason}}, provision, supervisor,
 config: {last_good_copy, problems: [..], damaged_texts: [..]}, boot_notes: {this_boot: [..], lasting: [..]},
 preload: [{archive, state: unpacked|waiting|passed-over|failed}], engine: {damaged: [..]}, problems: [..]}
 ";
@@ -51,9 +51,19 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
         return Err(crate::cli::usage("status")(arg.unexpected()));
     }
     // Nothing is left out that the help lists.
-    let json =
-        ["device", "boot", "phase", "update", "provision", "supervisor", "config", "preload", "engine"]
-            .map(|key| (key.into(), Value::Null));
+    let json = [
+        "device",
+        "boot",
+        "phase",
+        "boot_files",
+        "update",
+        "provision",
+        "supervisor",
+        "config",
+        "preload",
+        "engine",
+    ]
+    .map(|key| (key.into(), Value::Null));
     let mut report = Report { json: json.into_iter().collect(), lines: Vec::new(), problems: Vec::new() };
     let host = Host::open(context);
     report.os(context, host.as_ref().ok());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::sys::clock::{BootClock, Clock};
-use crate::sys::lock::{Lock, try_lock};
+use crate::sys::lock::{Lock, is_held, try_lock};
 use crate::{Error, Kind, Result, Root};
 
 const LOCK: &str = "/run/twinhull/install.lock";
@@ -42,7 +42,7 @@ pub fn wait(root: &Root) -> Result<Lock> {
 
 /// Whether somebody holds the lock now. Without the right to look nobody is seen.
 pub fn is_taken(root: &Root) -> bool {
-    matches!(try_lock(&root.path(LOCK)), Ok(None))
+    is_held(&root.path(LOCK)).unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -59,7 +59,8 @@ fn boot() -> Result<Infallible> {
     let mut notes = Notes::default();
     uncounted.iter().for_each(|problem| notes.problem(problem));
     notes.add(label::STATE, &health);
-    notes.add(label::BOOT, &mounts::boot(disk.required(label::BOOT)?, &cmdline, &sysroot)?);
+    let boot = disk.required(label::BOOT).and_then(|boot| mounts::boot(boot, &cmdline, &sysroot));
+    notes.add(label::BOOT, &boot.unwrap_or_else(|e| Health::Lost(e.to_string())));
     let health = match &data {
         Ok(data) => mounts::ext4(data, "/mnt/data", Role::Data, &cmdline, &sysroot)?,
         Err(e) => Health::Lost(e.to_string()),
@@ -80,11 +81,11 @@ fn boot() -> Result<Infallible> {
     }
     let persisted = persist::machine_id(&sysroot, &mut notes)
         .and_then(|()| persist::bind_all(&settings.init.persist, &sysroot, &mut notes));
+    if has_data && let Err(e) = bind_resin_data(&sysroot) {
+        notes.problem(&format!("/resin-data is empty: {e}"));
+    }
     notes.keep(&sysroot);
     persisted?;
-    if has_data {
-        bind_resin_data(&sysroot)?;
-    }
     // A name is no reason to fail a boot.
     if let Err(e) = persist::host_name(&settings, &sysroot) {
         log::warn!("host name: {e}");

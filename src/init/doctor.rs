@@ -7,10 +7,10 @@
 //!
 //! # Laws
 //! 1. The data partition is never made anew: a boot goes on without it, and says so. A device that can be reached can
-//!    be repaired. It goes on without the state partition too, with memory in its place, if that can neither be mounted
-//!    nor made anew.
-//! 2. The state partition is made anew only if `e2fsck` itself says that it cannot repair it, and the medium can be
-//!    read. A missing tool, a mount point that is not there or a failing medium is no reason.
+//!    be repaired. It goes on without the boot partition too, and without the state partition, with memory in its place, if
+//!    that can neither be mounted nor made anew. A new system that cannot mount them does not pass for healthy.
+//! 2. The state partition is made anew only if `e2fsck` itself says that it cannot repair it, the kernel cannot mount it, and the
+//!    medium can be read. A missing tool, a mount point that is not there or a failing medium is no reason.
 //! 3. With `emergency` on the command line nothing is made anew.
 
 use std::path::Path;
@@ -179,6 +179,10 @@ fn thoroughly(patient: &Patient, means: &Means, why: String) -> Result<Health> {
         return Err(Error::failed(said));
     }
     readable(patient.device)?;
+    // The kernel mounts what it can use, also with features that this root's e2fsck does not know.
+    if (means.mount)().is_ok() {
+        return Ok(Health::Repaired(format!("{why}; mounted, although {said}")));
+    }
     log::error!("{}: {said}; it is made anew", patient.label);
     let device = patient.device.to_string_lossy();
     let made = (means.run)(MAKER, &["-q", "-F", "-t", "ext4", "-b", "4096", "-L", patient.label, &device])?;
@@ -299,6 +303,36 @@ mod tests {
     /// Superblock, descriptors, and every copy of them.
     fn every_superblock(file: &std::fs::File) {
         file.write_all_at(&vec![0xa5; LEN_BYTES], 0).unwrap();
+    }
+
+    /// A newer system has made use of what this e2fsck has never heard of, and the kernel does not mind.
+    #[test]
+    fn what_only_the_checker_cannot_read_is_not_made_anew() {
+        let bench = Bench::new(nothing);
+        assert!(tool("/sbin/tune2fs", &["-O", "^metadata_csum", bench.image.to_str().unwrap()]).success);
+        let file = sys::file::open_read_write(&bench.image).unwrap();
+        // s_feature_compat, of the first superblock and of its copy.
+        for superblock in [1024, 32768 * 4096] {
+            let mut compat = [0; 4];
+            file.read_exact_at(&mut compat, superblock + 0x5c).unwrap();
+            compat[3] |= 0x80;
+            file.write_all_at(&compat, superblock + 0x5c).unwrap();
+        }
+        let run = |program: &str, args: &[&str]| {
+            bench.ran.borrow_mut().push(program.to_owned());
+            Ok(tool(program, args))
+        };
+        let patient = Patient {
+            label: "resin-state",
+            device: &bench.image,
+            role: Role::State,
+            marked: true,
+            fsck: Fsck::Auto,
+            may_remake: true,
+        };
+        let health = bring_up(&patient, &Means { run: &run, mount: &|| Ok(()) }).unwrap();
+        assert!(matches!(&health, Health::Repaired(why) if why.contains("exit 12")), "{health:?}");
+        assert_eq!(*bench.ran.borrow(), ["/sbin/e2fsck", "/sbin/e2fsck"]);
     }
 
     #[test]

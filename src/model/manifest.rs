@@ -107,6 +107,11 @@ impl Manifest {
                      install an OS in between whose twinhull is newer"
                 )));
             }
+            None if text.integer("preload").is_some() => {
+                return Err(Error::failed(
+                    "manifest.toml: a preload archive (`twinhull preload`), and no bundle",
+                ));
+            }
             None => return Err(Error::failed("manifest.toml: no format number")),
         }
         text.read::<Text>()?.check()

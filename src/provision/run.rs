@@ -185,6 +185,10 @@ impl Provisioner<'_> {
                 return Err(identity_changed());
             }
             self.ask(step, &api, &identity, &config, &about, &mut learnt)?;
+            // Not looked up again: a note of it that a full state partition did not take would ask for it again, for ever.
+            if let Step::Settle { device_id } = step {
+                return Ok(End::Registered { uuid: identity.uuid, device_id });
+            }
             asking = Some((api, asked_as));
         }
     }

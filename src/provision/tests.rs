@@ -463,6 +463,25 @@ fn a_device_that_balena_registered_is_believed_and_remembered() {
 }
 
 #[test]
+fn an_identity_that_cannot_be_noted_is_registered_once_all_the_same() {
+    let world = World::new("");
+    world.run().unwrap();
+    let elsewhere = World::new("");
+    let endpoint = elsewhere.cloud.url();
+    ConfigJson::edit(&world.root, Path::new(PATH), &|_| Ok(()), |c| {
+        c.set("apiEndpoint", endpoint.as_str())?;
+        c.set("apiKey", "provisioning-key")
+    })
+    .unwrap();
+    // The state partition takes nothing more: the record of the former identity stays.
+    sys::durable::create_dir(&world.root.path("/mnt/state/twinhull/registered.json.new")).unwrap();
+    world.run().unwrap();
+    assert_eq!(elsewhere.cloud.devices().len(), 1);
+    assert_eq!(world.config().api_key().unwrap(), None);
+    assert_eq!(*world.waits.0.borrow(), []);
+}
+
+#[test]
 fn a_clock_behind_what_is_known_to_be_past_is_raised_and_no_other_is_touched() {
     for (last_seen, expected) in [("100", vec![]), ("4000000000", vec![Duration::from_secs(4_000_000_000)])] {
         let world = World::new("");

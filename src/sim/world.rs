@@ -447,14 +447,14 @@ impl World {
     fn process(&mut self, booted: Slot, installs_left: &mut u8) -> std::result::Result<bool, Stop> {
         let mut machine = self.machine(booted);
         match machine.settle().map_err(stop)? {
-            Next::Reboot { .. } => Ok(true),
+            Next::Reboot { .. } | Next::TryAgain { .. } => Ok(true),
             Next::CheckHealth { .. } => {
                 self.power.step().map_err(stop)?;
                 if [Behaviour::Unhealthy, Behaviour::FillsState].into_iter().any(|b| self.runs(booted, b)) {
                     machine.condemn("unhealthy").map_err(stop)?;
                     return Ok(true);
                 }
-                machine.commit().map_err(stop)?;
+                machine.commit("healthy").map_err(stop)?;
                 Ok(false)
             }
             Next::Nothing => {

@@ -7,7 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::{Doing, Error, Result};
@@ -55,6 +55,24 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
     };
     Err(Error::failed(format!("{what} is there, which is not replaced by a file; give another name"))
         .within(doing()))
+}
+
+/// Sees that `out` may be made, and is none of the files that it is made from: they would be gone.
+///
+/// # Errors
+/// As [`check_replaceable`], and `Usage`, naming the file.
+pub fn check_output<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    check_replaceable(out)?;
+    let identity = |path: &Path| fs::metadata(path).ok().map(|facts| (facts.dev(), facts.ino()));
+    let Some(there) = identity(out) else { return Ok(()) };
+    match inputs.into_iter().find(|input| identity(input) == Some(there)) {
+        Some(input) => Err(Error::usage(format!(
+            "write {}: that is {}, which is read; give another name",
+            out.display(),
+            input.display()
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Makes a file on FAT: after a cut it is there whole, empty or not at all. One that is there must be empty, as an earlier cut

@@ -1,6 +1,7 @@
 //! Locks between our own processes.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -26,6 +27,18 @@ pub fn try_lock(file: &Path) -> Result<Option<Lock>> {
     Ok(try_lock_file(&opened).doing(doing)?.then_some(Lock { _file: opened }))
 }
 
+/// Whether somebody holds the lock `file`. Makes nothing.
+///
+/// # Errors
+/// `Failed` if the file cannot be opened or locked.
+pub fn is_held(file: &Path) -> Result<bool> {
+    match File::open(file) {
+        Ok(opened) => Ok(!try_lock_file(&opened)?),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Takes the lock of an open file, until it is closed; `false`: somebody else holds it.
 ///
 /// # Errors
@@ -46,10 +59,13 @@ mod tests {
     fn only_one_holds_it() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("run/a.lock");
+        assert!(!is_held(&file).unwrap() && !file.exists());
         let first = try_lock(&file).unwrap();
         assert!(first.is_some());
         assert!(try_lock(&file).unwrap().is_none());
+        assert!(is_held(&file).unwrap());
         drop(first);
+        assert!(!is_held(&file).unwrap());
         assert!(try_lock(&file).unwrap().is_some());
     }
 }

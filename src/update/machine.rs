@@ -34,6 +34,12 @@ pub enum Next {
         /// Boots that the trial may still use after this one.
         tries_left: u8,
     },
+    /// Reboot into the next try of the trial, which the firmware must be asked for. If it cannot be, [`Machine::condemn`]: the
+    /// reboot would only lead back here.
+    TryAgain {
+        /// For people, why.
+        why: String,
+    },
     /// Reboot: for people, why.
     Reboot {
         /// Into what, or away from what.
@@ -90,7 +96,7 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
             Phase::ReadyToReboot => {
                 Ok(Next::Reboot { why: format!("slot {} is armed; the next boot tries it", !self.booted) })
             }
-            Phase::TryAgain { tries_left } => Ok(Next::Reboot {
+            Phase::TryAgain { tries_left } => Ok(Next::TryAgain {
                 why: format!("slot {} has {tries_left} tries left; trying it again", !self.booted),
             }),
             Phase::TrialFailed { outcome, why } => {
@@ -108,7 +114,11 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
                 why: format!("slot {} runs on trial, but the journal does not know of it", self.booted),
             }),
             Phase::CommitLanded => {
-                self.end(record, Outcome::Committed, "passed its health checks".into())?;
+                self.end(
+                    record,
+                    Outcome::Committed,
+                    "by its health checks or by hand: a cut came before the note".into(),
+                )?;
                 Ok(Next::Nothing)
             }
             Phase::Inconsistent { what } => Err(contradiction(&what)),
@@ -143,16 +153,16 @@ impl<C: BootChooser, J: JournalStore> Machine<C, J> {
         }
     }
 
-    /// Makes the running trial permanent. The boot plan is switched first: the journal only follows.
+    /// Makes the running trial permanent, and keeps `why`. The boot plan is switched first: the journal only follows.
     ///
     /// # Errors
     /// `Refused` if the running slot is not on trial; `Failed` if a write did not land.
-    pub fn commit(&mut self) -> Result<()> {
+    pub fn commit(&mut self, why: &str) -> Result<()> {
         let (record, _, phase) = self.observe()?;
         match phase {
             Phase::OnTrial { .. } => {
                 self.chooser.commit(self.booted)?;
-                self.end(record, Outcome::Committed, "passed its health checks".into())
+                self.end(record, Outcome::Committed, why.into())
             }
             Phase::CommitLanded => self.settle().map(drop),
             Phase::Steady

@@ -226,6 +226,51 @@ fn what_a_bundle_says_is_shown_and_that_nobody_checked_it() {
     assert_eq!(json["manifest"]["payload"][0]["size"], image_with_holes().len());
 }
 
+/// What is made never takes the place of what it is made from, and one key signs once.
+#[test]
+fn no_input_is_written_over_and_no_key_is_taken_twice() {
+    let lab = Lab::new();
+    lab.write("image", &noise(20_000, 1));
+    lab.write("file", b"boot");
+    std::fs::hard_link(lab.path("image"), lab.path("also-the-image")).unwrap();
+    assert_eq!(lab.run(&lab.create(&[])).code, 0);
+    let files = ["image", "a.key", "file", "b"].map(|f| (f, std::fs::read(lab.path(f)).unwrap()));
+    for args in [
+        lab.create(&["-o", "image"]),
+        lab.create(&["-o", "also-the-image"]),
+        lab.create(&["-o", "./image"]),
+        lab.create(&["--key", "a.key", "-o", "a.key"]),
+        lab.create(&["--boot-file", "x=file", "-o", "file"]),
+        lab.create(&["--hook", "x=file", "-o", "file"]),
+        lab.create(&["--key", "a.key", "--key", "a.key"]),
+        vec!["bundle", "sign", "b", "--key", "a.key", "--key", "a.key"],
+        vec!["bundle", "delta", "--from", "image", "--to", "b", "-o", "image"],
+        vec!["bundle", "delta", "--from", "image", "--to", "b", "-o", "b"],
+    ] {
+        let out = lab.run(&args);
+        assert_eq!((out.code, out.stderr.lines().count()), (2, 1), "{args:?}: {}", out.stderr);
+        for (name, before) in &files {
+            assert!(std::fs::read(lab.path(name)).unwrap() == *before, "{args:?} changed {name}");
+        }
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure_unless_the_reader_went_away() {
+    let lab = Lab::new();
+    for (to, code) in [("/dev/full", 1), ("/dev/null", 0)] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_twinhull"));
+        let to = std::fs::OpenOptions::new().write(true).open(to).unwrap();
+        let output = command.args(["version"]).stdout(to).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert_eq!(output.stderr.is_empty(), code == 0, "{output:?}");
+    }
+    let pipe = format!("{} --help | true; exit ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_twinhull"));
+    let output = std::process::Command::new("bash").args(["-c", &pipe]).current_dir(lab.path("")).output();
+    let output = output.unwrap();
+    assert_eq!((output.status.code(), output.stderr.is_empty()), (Some(0), true), "{output:?}");
+}
+
 #[test]
 fn mistakes_on_the_command_line_are_usage_errors() {
     let lab = Lab::new();
@@ -239,9 +284,11 @@ fn mistakes_on_the_command_line_are_usage_errors() {
         (lab.create(&["--prefix-size", "5"]), 2),
         (lab.create(&["--min-version", "2"]), 2),
         (lab.create(&["--provides", "systemd=1"]), 2),
-        (lab.create(&["--arch", "a b"]), 1),
-        (lab.create(&["--image", "tiny"]), 1),
-        (lab.create(&["--image", "keys"]), 1),
+        (lab.create(&["--arch", "a b"]), 2),
+        (lab.create(&["--disk", "image"]), 2),
+        (lab.create(&["--image", "tiny"]), 2),
+        (lab.create_of("tiny", &[]), 1),
+        (lab.create_of("keys", &[]), 1),
         (lab.create(&["--key", "missing.key"]), 1),
         (vec!["bundle", "verify", "b"], 2),
         (vec!["bundle", "verify", "b", "--keys", "keys", "--signatures", "0"], 2),

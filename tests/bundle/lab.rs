@@ -80,7 +80,11 @@ impl Lab {
 
     /// The arguments that make the bundle `b` of `image`; those in `more` win.
     pub fn create<'a>(&self, more: &[&'a str]) -> Vec<&'a str> {
-        let mut args = vec!["bundle", "create", "--image", "image", "--version", "2.1.0"];
+        self.create_of("image", more)
+    }
+
+    pub fn create_of<'a>(&self, image: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let mut args = vec!["bundle", "create", "--image", image, "--version", "2.1.0"];
         args.extend(["--compatible", "intel-nuc,other-type", "--arch", "amd64", "--level", "1", "-o", "b"]);
         args.extend(more);
         args

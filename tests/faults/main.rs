@@ -17,6 +17,7 @@ mod server;
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -210,6 +211,71 @@ fn sectors_that_cannot_be_read_are_written_anew() {
     let device = bench.device();
     let output = bench.install(&device, &server.url, "bad dev/vda2 8192 5");
     bench.assert_installed(&device, &output);
+    // Where a seal would be.
+    let device = bench.device();
+    let seal = device.slots()[1].len() - 4096;
+    let output = bench.install(&device, &server.url, &format!("bad dev/vda3 {seal} 5"));
+    bench.assert_installed(&device, &output);
+}
+
+#[test]
+fn a_partition_whose_start_cannot_be_read_does_not_hide_the_others() {
+    let bench = Bench::new();
+    for n in [1, 3, 4, 5] {
+        let device = bench.device();
+        let sector = fs::read_to_string(device.path(&format!("sys/block/vda/vda{n}/start"))).unwrap();
+        let start = sector.parse::<u64>().unwrap() * 512;
+        let output =
+            bench.install(&device, &bench.bundle, &format!("bad dev/vda3 0 5; bad dev/vda {start} 5"));
+        bench.assert_installed(&device, &output);
+        assert!(outcome(&output).1.contains(&format!("dev/vda{n}: ")), "{}", outcome(&output).1);
+    }
+}
+
+/// Firmware that tries only once is asked again at each boot: where that cannot be counted, it must not go on for ever.
+#[test]
+fn a_try_that_cannot_be_counted_ends_the_trial_without_a_reboot() {
+    let bench = Bench::new();
+    let device = bench.device();
+    device.write("etc/twinhull/test.toml", "[boot]\nchooser = \"tryboot\"\n");
+    device.write("mnt/boot/autoboot.txt", include_str!("../../boot/raspberrypi/autoboot.txt"));
+    let bin = bench.dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    fs::write(bin.join("systemctl"), format!("#!/bin/sh\necho \"$@\" >>{}/asked\n", bin.display())).unwrap();
+    fs::set_permissions(bin.join("systemctl"), fs::Permissions::from_mode(0o755)).unwrap();
+    let twinhull = |args: &[&str], faults: &str| {
+        Command::new(env!("CARGO_BIN_EXE_twinhull"))
+            .args(["--root", device.path("").to_str().unwrap()])
+            .args(args)
+            .env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap()))
+            .env("LD_PRELOAD", &bench.shim)
+            .env("FAULTS", faults)
+            .output()
+            .unwrap()
+    };
+    let installed = twinhull(&["install", "--reboot", &bench.bundle], "");
+    assert_eq!(outcome(&installed).0, 0, "{}", outcome(&installed).1);
+    let asked = || fs::read_to_string(bin.join("asked")).unwrap_or_default();
+    assert_eq!(asked().lines().count(), 1, "{}", asked());
+    let left = || device.status()["boot"]["trial"]["tries_left"].as_u64();
+    assert_eq!(left(), Some(2));
+    // Back on the old system: asked again, and counted.
+    let next_boot = |id: &str| {
+        device.write("proc/sys/kernel/random/boot_id", id);
+        fs::remove_file(device.path("run/twinhull/boot-ended")).unwrap();
+    };
+    next_boot("22222222-2222-3333-4444-555555555555\n");
+    assert_eq!(outcome(&twinhull(&["resume"], "")).0, 0);
+    assert_eq!((asked().lines().count(), left()), (2, Some(1)));
+    next_boot("33333333-2222-3333-4444-555555555555\n");
+    let (code, text) = outcome(&twinhull(&["resume"], "open boot/autoboot.txt 0 30"));
+    assert_eq!((code, asked().lines().count()), (1, 2), "{text}");
+    // Its reason is kept, and as soon as the medium can be written again the trial is called off.
+    assert_eq!(outcome(&twinhull(&["resume"], "")).0, 0);
+    let status = device.status();
+    assert_eq!((&status["phase"], left(), asked().lines().count()), (&"steady".into(), None, 2));
+    let reason = status["update"]["last"]["reason"].as_str().unwrap();
+    assert!(reason.contains("its next try cannot be started") && reason.contains("autoboot.txt"), "{reason}");
 }
 
 #[test]

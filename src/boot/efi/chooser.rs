@@ -282,10 +282,7 @@ impl<S: VariableStore> BootChooser for EfiBoot<S> {
         let mut started = || -> Result<()> {
             let order = self.order()?;
             let number = self.entry(trial.slot, &order)?;
-            if self.numbers(BOOT_NEXT)? == Some(vec![number]) {
-                // Counted already, and not started yet.
-                return Ok(());
-            }
+            // Also if it is asked for already: firmware that passes `BootNext` over would be asked for ever.
             self.save(TRIAL, &trial::encode(Trial { tries_left, ..trial }))?;
             self.save(BOOT_NEXT, &number.to_le_bytes())
         };
@@ -386,20 +383,24 @@ mod tests {
     }
 
     #[test]
-    fn each_try_is_counted_before_it_is_asked_for_and_once() {
-        let mut chooser = chooser(&seed());
-        chooser.arm(&Verified::for_test(Slot::B), 2).unwrap();
-        for left in [1, 0] {
-            for _twice in 0..2 {
+    fn each_try_is_counted_before_it_is_asked_for_whether_or_not_the_firmware_takes_it() {
+        for takes in [true, false] {
+            let mut chooser = chooser(&seed());
+            chooser.arm(&Verified::for_test(Slot::B), 2).unwrap();
+            for left in [1, 0] {
                 assert_eq!(chooser.before_reboot().unwrap(), None);
                 assert_eq!(chooser.plan().unwrap(), BootPlan::on_trial(Slot::B, left));
                 assert!(chooser.numbers(BOOT_NEXT).unwrap().is_some());
+                if takes {
+                    chooser.store.remove(BOOT_NEXT).unwrap();
+                }
+                chooser.restore(Slot::A).unwrap();
             }
-            // The firmware takes it.
-            chooser.store.remove(BOOT_NEXT).unwrap();
+            chooser.before_reboot().unwrap();
+            assert_eq!(chooser.numbers(BOOT_NEXT).unwrap().is_some(), !takes);
+            chooser.disarm(Slot::A).unwrap();
+            assert_eq!(chooser.numbers(BOOT_NEXT).unwrap(), None);
         }
-        chooser.before_reboot().unwrap();
-        assert_eq!(chooser.numbers(BOOT_NEXT).unwrap(), None);
     }
 
     #[test]

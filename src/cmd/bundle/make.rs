@@ -12,7 +12,7 @@ use crate::bundle::pack::{self, Recipe};
 use crate::bundle::pack_files::{self, NamedFile};
 use crate::bundle::sign::{self, Signer};
 use crate::cli::{Context, usage};
-use crate::model::device::{DeviceType, arch};
+use crate::model::device::{DeviceType, arch, check_arch};
 use crate::model::manifest::Provides;
 use crate::model::{Digest, Manifest, PayloadKind, Verity, Version};
 use crate::{Doing, Error, Result, sys};
@@ -32,7 +32,8 @@ impl Signers {
     /// The keys themselves.
     ///
     /// # Errors
-    /// As [`Signer::load`], and `Failed` if the password file cannot be read.
+    /// As [`Signer::load`], `Failed` if the password file cannot be read, and `Usage` for the same key twice: a second
+    /// signature of it proves nothing more.
     pub fn load(&self) -> Result<Vec<Signer>> {
         let password = match &self.password_file {
             Some(path) => {
@@ -41,7 +42,20 @@ impl Signers {
             }
             None => None,
         };
-        self.keys.iter().map(|path| Signer::load(path, password.clone())).collect()
+        let mut signers: Vec<Signer> = Vec::new();
+        for path in &self.keys {
+            let signer = Signer::load(path, password.clone())?;
+            if signers.iter().any(|other| other.is_of_same_key(&signer)) {
+                return Err(Error::usage(format!("--key {}: the same key is given twice", path.display())));
+            }
+            signers.push(signer);
+        }
+        Ok(signers)
+    }
+
+    /// The files that they are read from.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.keys.iter().chain(&self.password_file).map(PathBuf::as_path)
     }
 }
 
@@ -122,6 +136,9 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
         };
         let mut path = || parser.value().map(PathBuf::from).map_err(&wrong);
         match known.as_str() {
+            "image" | "disk" if image.is_some() => {
+                return Err(Error::usage("bundle create: a bundle is made of one --image or one --disk"));
+            }
             "image" => image = Some((PayloadKind::RootSlot, path()?)),
             "disk" => image = Some((PayloadKind::Disk, path()?)),
             "output" => out = Some(path()?),
@@ -147,10 +164,14 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
             other => return Err(wrong(lexopt::Error::UnexpectedOption(format!("--{other}")))),
         }
     }
+    check_arch(&arch_name)?;
     hooks.sort_by(|a: &NamedFile, b| a.path.cmp(&b.path));
     let version = needed(version, "--version")?;
     if compatible.is_empty() {
         return Err(missing("--compatible"));
+    }
+    if !(1..=22).contains(&level) {
+        return Err(Error::usage(format!("bundle create: --level {level}: 1 to 22")));
     }
     if prefix_kib > 8192 || !prefix_kib.is_multiple_of(4) {
         return Err(Error::usage(format!(
@@ -186,7 +207,9 @@ fn parse_creation(mut parser: lexopt::Parser) -> Result<Creation> {
         boot_files,
         hooks,
     };
-    Ok(Creation { image, out: output(out)?, recipe, signers })
+    let files = recipe.boot_files.iter().chain(&recipe.hooks).map(|named| named.file.as_path());
+    let out = output(out, signers.files().chain([image.as_path()]).chain(files))?;
+    Ok(Creation { image, out, recipe, signers })
 }
 
 /// `PATH=FILE`: what a file is called in the bundle, and where it is.
@@ -220,15 +243,15 @@ fn provide(provides: &mut Provides, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// The file that `--output` names; looked at before the work, which takes minutes.
-fn output(named: Option<PathBuf>) -> Result<PathBuf> {
+/// The file that `--output` names, made from `inputs`; looked at before the work, which takes minutes.
+fn output<'a>(named: Option<PathBuf>, inputs: impl IntoIterator<Item = &'a Path>) -> Result<PathBuf> {
     let out = needed(named, "--output")?;
     if out.as_os_str() == "-" {
         return Err(Error::usage(
             "bundle: --output -: it is written to a file, never to a pipe; give its name",
         ));
     }
-    sys::durable::check_replaceable(&out)?;
+    sys::durable::check_output(&out, inputs)?;
     Ok(out)
 }
 
@@ -297,7 +320,8 @@ pub(super) fn delta(mut parser: lexopt::Parser, context: &Context) -> Result<u8>
             other => return Err(wrong(other.unexpected())),
         }
     }
-    let (from, to, out) = (needed(from, "--from")?, needed(to, "--to")?, output(out)?);
+    let (from, to) = (needed(from, "--from")?, needed(to, "--to")?);
+    let out = output(out, [from.as_path(), to.as_path()])?;
     if !(1..=22).contains(&level) {
         return Err(Error::usage(format!("bundle delta: --level {level}: 1 to 22")));
     }

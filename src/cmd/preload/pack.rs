@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::cli::{Context, usage};
 use crate::cmd::bundle::Signers;
 use crate::cmd::progress::Ticker;
-use crate::model::device::{DeviceType, arch};
+use crate::model::device::{DeviceType, arch, check_arch};
 use crate::preload::pack::{self, Recipe};
 use crate::{Doing, Error, Result, sys};
 
@@ -79,9 +79,11 @@ fn parse(mut parser: lexopt::Parser) -> Result<(Recipe, Signers, PathBuf)> {
             other => return Err(wrong(other.unexpected())),
         }
     }
+    check_arch(&recipe.arch)?;
     recipe.segment_bytes = segment_mib.saturating_mul(MIB);
     let out = out.ok_or_else(|| missing("--output"))?;
-    sys::durable::check_replaceable(&out)?;
+    let trees = recipe.trees.iter().map(|(_, tree)| tree.as_path());
+    sys::durable::check_output(&out, signers.files().chain(trees))?;
     for (is_missing, what) in [
         (recipe.trees.is_empty(), "NAME=PATH"),
         (recipe.compatible.is_empty(), "--compatible"),
