@@ -100,7 +100,7 @@ fn sweep(
 }
 
 /// How many interruptions in a row: three for one bootloader and two for the others, or `SWEEP_DEPTH` for all (3 in
-/// tests/run, 2 in tests/defects).
+/// `tests/run --deep`, 2 in tests/defects).
 fn depth(loader: Loader) -> usize {
     let usual = if loader == Loader::Grub { 3 } else { 2 };
     std::env::var("SWEEP_DEPTH").map_or(usual, |d| d.parse().unwrap())
