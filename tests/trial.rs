@@ -147,6 +147,21 @@ fn a_verdict_that_cannot_be_written_still_ends_in_a_reboot_that_the_bootloader_c
     assert_eq!(bench.asked(), "");
 }
 
+/// A new kernel that has no driver for the boot partition, for one.
+#[test]
+fn a_trial_without_a_boot_partition_is_left() {
+    let bench = Bench::new();
+    bench.boot_trial();
+    let [boot, away] = ["mnt/boot", "mnt/away"].map(|d| bench.device.path(d));
+    fs::rename(&boot, &away).unwrap();
+    let output = bench.twinhull(&["resume"]);
+    assert_eq!((outcome(&output).0, bench.asked().as_str()), (0, "reboot\n"), "{}", outcome(&output).1);
+    // On the old system that is no reason: it would not help.
+    bench.device.write("proc/cmdline", "BOOT_IMAGE=/boot/vmlinuz root=PARTLABEL=resin-rootA ro\n");
+    let output = bench.twinhull(&["resume"]);
+    assert_eq!((outcome(&output).0, bench.asked().as_str()), (1, ""), "{}", outcome(&output).1);
+}
+
 #[test]
 fn a_trial_whose_journal_is_lost_or_damaged_is_left() {
     for journal in [None, Some("{\"format\":1"), Some("{\"format\":9,\"state\":\"idle\"}")] {

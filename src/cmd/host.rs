@@ -6,8 +6,9 @@ use crate::block::BootedDisk;
 use crate::boot::BootChooser;
 use crate::cli::Context;
 use crate::config::{Chooser, Settings};
+use crate::model::record::State;
 use crate::model::{BOOT_FAILURE, BootFailure, BootId, OS_RELEASE, OsRelease, Slot, Version};
-use crate::update::{FileJournal, Machine, Next};
+use crate::update::{FileJournal, JournalStore, Machine, Next};
 use crate::{Doing, Error, Result, Root, sys};
 
 const JOURNAL: &str = "/mnt/state/twinhull/journal.json";
@@ -110,15 +111,20 @@ fn bootloader(root: &Root, settings: &Settings) -> Result<(BootedDisk, AnyChoose
     Ok((disk, chooser, kind))
 }
 
-/// Whether the running slot is on trial as far as the bootloader is concerned. Asked when the host cannot be opened: it
-/// needs no journal, and takes the defaults if the settings cannot be read.
-///
-/// # Errors
-/// `Failed` if the boot plan cannot be found or read.
-pub fn runs_on_trial(context: &Context) -> Result<bool> {
+/// Whether the running slot is on trial, as far as can be found out: as the bootloader has it, else (the new system cannot mount
+/// the boot partition, say) as the journal has it. Asked when the host cannot be opened: it takes the defaults if the settings
+/// cannot be read.
+pub fn runs_on_trial(context: &Context) -> bool {
+    let root = &context.root;
     let settings = context.settings().unwrap_or_default();
-    let (disk, chooser, _) = bootloader(&context.root, &settings)?;
-    Ok(chooser.plan()?.tries(disk.slot()).is_some())
+    let by_plan = bootloader(root, &settings)
+        .and_then(|(disk, chooser, _)| Ok(chooser.plan()?.tries(disk.slot()).is_some()));
+    let by_journal = || -> Result<bool> {
+        let booted = BootedDisk::find(root)?.slot();
+        let record = FileJournal::new(open_state(root)?).load()?;
+        Ok(matches!(record.state, State::Trial { target, .. } if target == booted))
+    };
+    by_plan.or_else(|_| by_journal()).unwrap_or(false)
 }
 
 /// The journal's path, if the state partition is really there: a journal on the root would not outlive an update.

@@ -42,8 +42,8 @@ fn run(mut parser: lexopt::Parser, context: &Context) -> Result<u8> {
         return Err(crate::cli::usage("resume")(arg.unexpected()));
     }
     let deadline = context.settings().unwrap_or_default().health.deadline();
-    // As far as can be found out; if not at all, a reboot would not help either.
-    let on_trial = || runs_on_trial(context).unwrap_or(false);
+    // If that cannot be found out at all, a reboot would not help either.
+    let on_trial = || runs_on_trial(context);
     until_decided(&BootClock, deadline, on_trial, || take_up(context)).unwrap_or_else(|e| {
         log::error!("{e}");
         if let Err(e) = keep_try_used(&context.root) {
