@@ -11,11 +11,15 @@ use std::process::{Command, Output, Stdio};
 #[path = "support/bundle.rs"]
 mod bundle;
 mod support;
+#[path = "support/systemctl.rs"]
+mod systemctl;
 use support::{Device, KeyPair, outcome, pattern, run};
+use systemctl::Systemctl;
 
 /// A device with a signed bundle for it, and a `systemctl` that only writes down what it was asked.
 struct Bench {
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
+    systemctl: Systemctl,
     device: Device,
     bundle: PathBuf,
 }
@@ -25,23 +29,22 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let key = KeyPair::new(dir.path(), "fleet");
         let device = Device::new(&[&key]);
-        let bin = dir.path().join("systemctl");
+        let systemctl = Systemctl::new(dir.path());
         let bundle = bundle::bundle(dir.path(), "2", &pattern(1 << 20, 7), &[&key], &[]);
-        fs::write(&bin, format!("#!/bin/sh\necho \"$@\" >> {}\n", dir.path().join("asked").display()))
-            .unwrap();
-        fs::set_permissions(&bin, fs::Permissions::from_mode(0o755)).unwrap();
         // The deadline is over as soon as the machine is up, and the one check never passes.
         device.write("etc/twinhull/test.toml", "[health]\ndeadline_s = 1\nsettle_s = 0\n");
         device.write("usr/lib/twinhull/health.d/10-bad", "#!/bin/sh\necho no good\nexit 1\n");
         let check = device.path("usr/lib/twinhull/health.d/10-bad");
         fs::set_permissions(check, fs::Permissions::from_mode(0o755)).unwrap();
-        Self { dir, device, bundle }
+        Self { _dir: dir, systemctl, device, bundle }
     }
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_twinhull"));
-        let path = format!("{}:{}", self.dir.path().display(), std::env::var("PATH").unwrap());
-        command.args(["--root", self.device.path("").to_str().unwrap()]).args(args).env("PATH", path);
+        command
+            .args(["--root", self.device.path("").to_str().unwrap()])
+            .args(args)
+            .env("PATH", self.systemctl.path_variable());
         command
     }
 
@@ -65,12 +68,7 @@ impl Bench {
 
     /// What systemctl was asked since the last time.
     fn asked(&self) -> String {
-        let file = self.dir.path().join("asked");
-        let asked = fs::read_to_string(&file).unwrap_or_default();
-        if file.exists() {
-            fs::remove_file(file).unwrap();
-        }
-        asked
+        self.systemctl.asked()
     }
 }
 
@@ -110,17 +108,16 @@ fn a_trial_whose_pid_1_does_not_answer_is_left() {
     // Then no check is left that would not pass, but for the one of systemd.
     fs::create_dir_all(bench.device.path("run/systemd/system")).unwrap();
     bench.boot_trial();
-    let systemctl = bench.dir.path().join("systemctl");
-    let working = fs::read_to_string(&systemctl).unwrap();
+    let working = fs::read_to_string(bench.systemctl.program()).unwrap();
     let frozen = working.replace("#!/bin/sh", "#!/bin/sh\n[ \"$1\" != show ] || { echo timed out; exit 1; }");
-    fs::write(&systemctl, frozen).unwrap();
+    bench.systemctl.write(&frozen);
     let seen = bench.twinhull(&["health"]);
     assert_eq!(outcome(&seen).0, 1);
     assert!(String::from_utf8_lossy(&seen.stdout).contains("FAIL  systemd  exit 1: timed out"), "{seen:?}");
     assert_eq!(outcome(&bench.twinhull(&["resume"])).0, 0);
     assert_eq!(bench.asked(), "reboot\n");
     assert_eq!(bench.device.status()["phase"], "condemned");
-    fs::write(&systemctl, working).unwrap();
+    bench.systemctl.write(&working);
     assert_eq!(outcome(&bench.twinhull(&["health"])).0, 0);
 }
 

@@ -13,15 +13,15 @@
 
 use super::Disk;
 use super::le::{array, put, u32_at, u64_at};
-use crate::model::verity::seal_at;
+use crate::model::verity::{SEAL_BYTES, seal_at};
 use crate::model::{Digest, Verity};
 use crate::{Doing, Error, Result};
 
 const MAGIC: &[u8; 16] = b"twinhull-verity\0";
 const CRC_AT: usize = 56;
 const SECTOR: usize = 512;
-/// What the seal has to itself at the end of a slot ([`seal_at`]).
-const BLOCK: usize = 4096;
+#[allow(clippy::cast_possible_truncation)]
+const BLOCK: usize = SEAL_BYTES as usize;
 
 /// The seal of a slot; `None` if it has none, or no room for one behind an image of `image_len_bytes`. Who does not know how
 /// long that is says 0.

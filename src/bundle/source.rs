@@ -45,9 +45,9 @@ pub struct Reach {
 pub fn open(what: &str, reach: &Reach) -> Result<Source> {
     match what {
         "" => Err(Error::usage("the name of the bundle is empty; give a FILE, an http(s):// URL, or -")),
-        "-" => Ok(Source::stream(Box::new(io::stdin()), "standard input".into())),
+        "-" => Ok(Source::stream(Box::new(io::stdin()), name_of(what))),
         url if is_url(url) => {
-            let name = without_secrets(url);
+            let name = name_of(url);
             let Reach { http, token, limits } = reach;
             let fetch = Fetch::open(url, http, token.clone(), *limits).doing(|| name.clone())?;
             let len_bytes = fetch.len_bytes();
@@ -157,6 +157,15 @@ fn file(path: &Path) -> Result<Source> {
 
 fn is_url(what: &str) -> bool {
     ["http://", "https://"].iter().any(|p| what.get(..p.len()).is_some_and(|s| s.eq_ignore_ascii_case(p)))
+}
+
+/// What `what` of [`open`] is called in messages: a path, or an address without what it may hold of secrets.
+pub fn name_of(what: &str) -> String {
+    match what {
+        "-" => "standard input".into(),
+        url if is_url(url) => without_secrets(url),
+        path => path.into(),
+    }
 }
 
 /// An address without user, password and query, which may hold a token.

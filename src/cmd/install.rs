@@ -12,7 +12,7 @@ use super::host::{Host, os_version};
 use super::progress::Bar;
 use super::turn;
 use crate::block::{Disk, FileDisk};
-use crate::bundle::{self, Bundle, Keys, Reach, Source};
+use crate::bundle::{Bundle, Keys, Reach, Source, source};
 use crate::cli::{Command, Context, usage};
 use crate::model::RESET_REQUEST;
 use crate::model::device::{DeviceType, arch};
@@ -20,7 +20,7 @@ use crate::model::manifest::DeviceFacts;
 use crate::model::record::Release;
 use crate::sys::clock::{BootClock, Clock};
 use crate::update::{Armed, Goal, Image, Install};
-use crate::{Doing, Error, Kind, Result, provision, sys};
+use crate::{Doing, Error, Result, provision, sys};
 
 pub(super) const COMMAND: Command = Command {
     name: "install",
@@ -147,18 +147,14 @@ fn run(parser: lexopt::Parser, context: &Context) -> Result<u8> {
     let mut host = Host::open(context)?;
     let _turn = turn::take(&context.root)?;
     // Before a server can keep us waiting: a trial that runs needs its turn to be decided.
-    if let Err(e) = host.machine.check_may_install()
-        && e.kind() == Kind::Refused
-    {
-        return Err(e.within("install"));
-    }
+    may_begin(&args, context, &mut host).doing(|| format!("install {}", source::name_of(&args.bundle)))?;
     // The token is for the server of the bundle; where that is a file, for the delta's.
     let server = [Some(&args.bundle), args.delta.as_ref()].into_iter().flatten().find(|a| a.contains("://"));
     let server = server.map_or("", String::as_str);
     let reach =
         super::reach::reach(context, &host.settings, server, args.token_file.as_deref(), args.max_download)
             .doing(|| "install")?;
-    let source = bundle::source::open(&args.bundle, &reach).doing(|| "install")?;
+    let source = source::open(&args.bundle, &reach).doing(|| "install")?;
     // Without what the address may hold of secrets.
     let name = source.name().to_owned();
     let doing = || format!("install {name}");
@@ -190,17 +186,20 @@ enum Done {
     Explained,
 }
 
-fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: &mut Host) -> Result<Done> {
+/// Sees that an install may begin, with what an earlier update left put in order first.
+fn may_begin(args: &Args, context: &Context, host: &mut Host) -> Result<()> {
     if context.root.path(RESET_REQUEST).exists() {
         return Err(Error::refused(
             "a factory reset is requested for the next boot; reboot first, or take it back with `twinhull reset --cancel`",
         ));
     }
     if !args.explain {
-        // What an earlier update left is put in order first.
         host.settle()?;
     }
-    host.machine.check_may_install()?;
+    host.machine.check_may_install()
+}
+
+fn install(args: &Args, source: Source, reach: &Reach, context: &Context, host: &mut Host) -> Result<Done> {
     let settings = host.settings.clone();
     let keys = Keys::load(&context.root.path(&settings.bundle.keys), settings.bundle.signatures)?;
     let (slot, device, slot_len_bytes) = host.target()?;

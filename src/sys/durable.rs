@@ -27,7 +27,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 /// path that a person named.
 ///
 /// # Errors
-/// As [`check_replaceable`] and [`replace`], and whatever `fill` fails with.
+/// `Failed`, naming the path, if something else than a regular file is there; as [`replace`], and whatever `fill` fails with.
 pub fn replace_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     check_replaceable(path)?;
     swap_in(path, mode, fill)
@@ -38,7 +38,7 @@ pub fn replace_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Resu
 ///
 /// # Errors
 /// `Failed`, naming the path and what is there.
-pub fn check_replaceable(path: &Path) -> Result<()> {
+fn check_replaceable(path: &Path) -> Result<()> {
     let doing = || format!("write {}", path.display());
     let kind = match fs::symlink_metadata(path) {
         Ok(facts) => facts.file_type(),
@@ -60,7 +60,7 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
 /// Sees that `out` may be made, and is none of the files that it is made from: they would be gone.
 ///
 /// # Errors
-/// As [`check_replaceable`], and `Usage`, naming the file.
+/// `Failed`, naming the path, if something else than a regular file is there; `Usage` for an input.
 pub fn check_output<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
     check_replaceable(out)?;
     let identity = |path: &Path| fs::metadata(path).ok().map(|facts| (facts.dev(), facts.ino()));

@@ -15,20 +15,24 @@ mod seal;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/systemctl.rs"]
+#[allow(dead_code)]
+mod systemctl;
 mod transfer;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use support::{Device, KeyPair, pattern};
+use systemctl::Systemctl;
 
 /// A device, a key that it trusts, and a place for files.
 struct Bench {
     dir: tempfile::TempDir,
     key: KeyPair,
     device: Device,
+    systemctl: Systemctl,
 }
 
 impl Bench {
@@ -37,7 +41,7 @@ impl Bench {
         let key = KeyPair::new(dir.path(), "fleet");
         let device = Device::new(&[&key]);
         device.write("etc/twinhull/20-health.toml", "[health]\nsettle_s = 0\ndeadline_s = 1\n");
-        Self { dir, key, device }
+        Self { systemctl: Systemctl::new(dir.path()), dir, key, device }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -76,18 +80,15 @@ impl Bench {
         self.device.write("proc/sys/kernel/random/boot_id", "22222222-2222-3333-4444-555555555555\n");
     }
 
-    /// Runs twinhull with a `systemctl` that only says that it was asked for a reboot.
     fn resume(&self) -> Output {
-        let bin = self.write("bin/systemctl", b"#!/bin/sh\necho \"$@\" >> \"$(dirname \"$0\")/asked\"\n");
-        fs::set_permissions(&bin, fs::Permissions::from_mode(0o755)).unwrap();
-        let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
+        let path = self.systemctl.path_variable();
         let root = self.device.path("");
         let args = ["--root", root.to_str().unwrap(), "resume"];
         Command::new(env!("CARGO_BIN_EXE_twinhull")).args(args).env("PATH", path).output().unwrap()
     }
 
     fn rebooted(&self) -> bool {
-        fs::read_to_string(self.path("bin/asked")).is_ok_and(|asked| asked == "reboot\n")
+        self.systemctl.asked() == "reboot\n"
     }
 }
 
