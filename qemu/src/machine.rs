@@ -128,13 +128,21 @@ impl Machine {
                 }
             }
             if ended {
-                return Ok((at, self.cpu_seconds()?));
+                let whole = self.cpu_seconds()?;
+                return self.ended_well().map(|()| (at, whole));
             }
             if Instant::now() > deadline {
                 return Err(format!("the machine did not switch off within {} s", patience.as_secs()));
             }
             std::thread::sleep(Duration::from_millis(if N == 0 { 50 } else { 5 }));
         }
+    }
+
+    /// Takes leave of a QEMU that has ended; the error is what it complained of.
+    fn ended_well(&mut self) -> Outcome {
+        let status = self.process.wait().map_err(|e| format!("wait for QEMU: {e}"))?;
+        let errors = std::fs::read_to_string(&self.errors).unwrap_or_else(|e| e.to_string());
+        if status.success() { Ok(()) } else { Err(format!("QEMU: {status}: {}", errors.trim())) }
     }
 
     /// Whether it still runs.

@@ -1,12 +1,12 @@
 //! Locks between our own processes.
 
 use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::{Doing, Result};
+use crate::{Doing, Error, Result};
 
 /// A lock that is held until it is dropped, or the process ends in whatever way.
 #[derive(Debug)]
@@ -21,10 +21,17 @@ pub struct Lock {
 pub fn try_lock(file: &Path) -> Result<Option<Lock>> {
     let doing = || format!("lock {}", file.display());
     if let Some(dir) = file.parent() {
-        std::fs::create_dir_all(dir).doing(doing)?;
+        std::fs::create_dir_all(dir).map_err(needs_root).doing(doing)?;
     }
-    let opened = OpenOptions::new().create(true).append(true).open(file).doing(doing)?;
+    let opened = OpenOptions::new().create(true).append(true).open(file).map_err(needs_root).doing(doing)?;
     Ok(try_lock_file(&opened).doing(doing)?.then_some(Lock { _file: opened }))
+}
+
+/// What changes a device takes its lock first: here a user learns what is missing.
+fn needs_root(e: io::Error) -> Error {
+    let text = e.to_string();
+    let hint = if e.kind() == ErrorKind::PermissionDenied { "; run this as root" } else { "" };
+    Error::failed(text + hint)
 }
 
 /// Whether somebody holds the lock `file`. Makes nothing.
@@ -54,6 +61,13 @@ pub fn try_lock_file(file: &File) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_may_not_is_told_to_be_root() {
+        let e = needs_root(io::Error::from(ErrorKind::PermissionDenied)).to_string();
+        assert!(e.ends_with("; run this as root"), "{e}");
+        assert!(!needs_root(io::Error::from(ErrorKind::NotFound)).to_string().contains("root"));
+    }
 
     #[test]
     fn only_one_holds_it() {
