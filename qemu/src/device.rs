@@ -22,6 +22,8 @@ pub const BOOT: Duration = Duration::from_secs(600);
 /// Time that QEMU has to start.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
+/// Between two looks at the status: each costs an emulated processor a second or more, which the boot that is waited for lacks.
+const BETWEEN_STATUS: Duration = Duration::from_secs(5);
 
 /// A device that is switched on.
 pub struct Device {
@@ -183,7 +185,7 @@ impl Device {
             if Instant::now() > deadline {
                 return Err(format!("waited for {what}; the status is {status}"));
             }
-            std::thread::sleep(Duration::from_secs(1));
+            std::thread::sleep(BETWEEN_STATUS);
         }
     }
 
