@@ -33,8 +33,12 @@ pub enum Verdict {
     Unhealthy(String),
 }
 
-/// Time between two looks.
+/// Time between two looks: as often as this, unless looking takes so long that it would slow down the very boot that is judged.
 const TICK: Duration = Duration::from_secs(2);
+/// It is at least so many times what a look took,
+const REST: u32 = 4;
+/// and at most this.
+const LONGEST_TICK: Duration = Duration::from_secs(10);
 
 /// Looks at every check once.
 pub fn look(checks: &mut [Check]) -> Vec<Finding> {
@@ -58,6 +62,7 @@ pub fn watch(
 ) -> Verdict {
     let mut good_since = None;
     loop {
+        let begun = clock.since_boot();
         let findings = look(checks);
         each(&findings);
         let now = clock.since_boot();
@@ -71,7 +76,7 @@ pub fn watch(
                 return Verdict::Unhealthy(describe(&findings, now));
             }
         }
-        clock.sleep(TICK);
+        clock.sleep((now.saturating_sub(begun) * REST).clamp(TICK, LONGEST_TICK));
     }
 }
 
@@ -101,6 +106,22 @@ mod tests {
         let verdict = watch(&clock, Duration::from_secs(100), Duration::from_secs(10), &mut checks, |_| ());
         drop(checks);
         (verdict, clock.since_boot().as_secs())
+    }
+
+    #[test]
+    fn slow_looks_are_taken_less_often() {
+        for (took, expected) in [(0, 51), (1, 21), (2, 11), (30, 3)] {
+            let (clock, looks) = (TestClock::default(), std::cell::Cell::new(0));
+            let look = || {
+                looks.set(looks.get() + 1);
+                clock.sleep(Duration::from_secs(took));
+                Err("no answer".into())
+            };
+            let mut checks = vec![Check { name: "engine".into(), look: Box::new(look) }];
+            watch(&clock, Duration::from_secs(100), Duration::from_secs(10), &mut checks, |_| ());
+            drop(checks);
+            assert_eq!(looks.get(), expected, "{took} s");
+        }
     }
 
     #[test]
