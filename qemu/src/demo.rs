@@ -134,7 +134,7 @@ fn tell(lab: &Lab, cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outc
     device.start("systemctl reboot")?;
     trial_boot(device, t, 2, 1)?;
     booted_slot(device, t, "4.0.0 boots from A", "A", "4.0.0")?;
-    t.note("lab", "the health checks have until 240 s after the boot");
+    t.note("lab", "the health checks wait for the engine until their deadline");
     device.console("twinhull: booting partition 3", 15 * MINUTE)?;
     t.note("console", "GRUB boots partition 3 again");
     device.booted()?;
