@@ -14,6 +14,8 @@ import time
 import urllib.parse
 
 CHUNK = 1 << 16
+# A slow link does not bring 64 KiB at once and then nothing for a while.
+SLOW_CHUNK = 1 << 12
 lock = threading.Lock()
 count = [0, 0]
 vices = {"delay": 0.0, "rate": 0.0, "drop": 0.0}
@@ -58,8 +60,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.body(file, first, last + 1)
 
     def body(self, file, at, end):
+        due = time.monotonic()
         while at < end:
-            n = os.sendfile(self.connection.fileno(), file.fileno(), at, min(CHUNK, end - at))
+            chunk = SLOW_CHUNK if vices["rate"] else CHUNK
+            n = os.sendfile(self.connection.fileno(), file.fileno(), at, min(chunk, end - at))
             at += n
             with lock:
                 count[1] += n
@@ -71,7 +75,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             if vices["rate"]:
-                time.sleep(n / vices["rate"])
+                due += n / vices["rate"]
+                time.sleep(max(0, due - time.monotonic()))
 
     def log_message(self, *_):
         pass

@@ -81,7 +81,7 @@ impl Lab {
         lab.start_bus();
         lab.start_dockerd()?;
         let archive = lab.path("probe.tar");
-        supervisor_image::write_archive(&probe, IMAGE, &archive).unwrap();
+        supervisor_image::write_archive(&probe, IMAGE, &archive, None).unwrap();
         lab.engine().load(File::open(&archive).unwrap(), &mut |_| Ok(())).unwrap();
         Ok(lab)
     }

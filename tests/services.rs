@@ -72,7 +72,7 @@ impl Device {
         let images = self.dir().join("images");
         fs::create_dir_all(&images).unwrap();
         let file = images.join(format!("{}.tar", name.replace(['/', ':'], "-")));
-        supervisor_image::write_archive(&self.program, name, &file).unwrap();
+        supervisor_image::write_archive(&self.program, name, &file, None).unwrap();
     }
 
     fn services(&self, args: &[&str]) -> (i32, String) {

@@ -3,6 +3,21 @@
 # What systemd and the engine need, and nothing that a device lacks.
 debian_packages=(systemd systemd-sysv udev dbus docker.io iptables kmod ca-certificates iproute2 dosfstools)
 
+# Makes Debian's kernel modules in the directory $1 what they are on a device: decompressed, as twinhull's PID 1 loads them without
+# kmod, and not every kernel decompresses by itself; and without signatures, as kernels of Yocto have none, and an emulated
+# processor needs 0.1 s and more to check one.
+#
+# A signature's length is in the last four of the twelve bytes before the text that ends such a file. Source: Linux 6.12,
+# `struct module_signature` and `MODULE_SIG_STRING`.
+unpack_modules() {
+    local module
+    find "$1" -name '*.ko.xz' -exec xz -d {} +
+    find "$1" -name '*.ko' | while read -r module; do
+        [ "$(tail -c 28 "$module" | tr -d '\0')" = "~Module signature appended~" ] || continue
+        truncate -s "-$((16#$(tail -c 32 "$module" | od -An -tx1 -N4 | tr -d ' ') + 12 + 28))" "$module"
+    done
+}
+
 # Makes a device's read-only root of unpacked packages, in the working directory. `machine` is Debian's name of its libraries'
 # directory, `console` the serial console.
 make_device_root() {

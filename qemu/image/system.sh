@@ -14,7 +14,6 @@ END
 # Makes an initramfs of the very binary as PID 1, and of modules: each after those that it needs. The modules are separated by
 # commas, and after a blank have their parameters; what is built into the kernel is passed over.
 #
-# Without Debian's signatures: kernels of Yocto have none, and an emulated processor needs 0.1 s and more to check one.
 # LZ4, in the only form that the kernel reads: a fifth larger than with zstd, and sooner unpacked (`qemu/run boot-time`).
 make_initramfs() {
     local twinhull=$1 tree=$2 kernel=$3 modules=$4 out=$5 entry module parameters file needed name wanted
@@ -31,7 +30,6 @@ make_initramfs() {
             name=${file##*/}
             [ ! -e "$work/modules/$name" ] || continue
             cp "$file" "$work/modules/"
-            remove_signature "$work/modules/$name"
             if [ "$name" = "$module.ko" ]; then name="$name $parameters"; fi
             echo "$name" >>"$work/modules/order"
         done < <(grep '^insmod ' <<<"$needed")
@@ -39,13 +37,6 @@ make_initramfs() {
     (cd "$work" && find . -print0 | sort -z | cpio --quiet --null --create --format=newc --owner=0:0 --reproducible) |
         lz4 -q -l -9 -f - "$out"
     rm -rf "$work"
-}
-
-# Removes the signature behind a module, if it has one: its length is in the last four of the twelve bytes before the text
-# that ends such a file. Source: Linux 6.12, `struct module_signature` and `MODULE_SIG_STRING`.
-remove_signature() {
-    [ "$(tail -c 28 "$1" | tr -d '\0')" = "~Module signature appended~" ] || return 0
-    truncate -s "-$((16#$(tail -c 32 "$1" | od -An -tx1 -N4 | tr -d ' ') + 12 + 28))" "$1"
 }
 
 # Where U-Boot finds kernel and initramfs in /boot of a root.

@@ -113,12 +113,12 @@ pub const NUC_FLASHED: Board = Board { layout: &NUC_IMAGE, ..ALL[0] };
 /// The nuc when it was started from an installer's medium.
 pub const NUC_INSTALLER: Board = Board {
     layout: &NUC_INSTALLER_DISK,
-    command_line: "TERM=dumb console=ttyS0,115200 apparmor=0 selinux=0 audit=0 mitigations=off tsc=reliable \
+    command_line: "TERM=dumb console=ttyS0,115200 lsm=capability audit=0 mitigations=off tsc=reliable \
                    no_timer_check flasher",
     ..ALL[0]
 };
 
-const NUC_COMMAND_LINE: &str = "TERM=dumb console=ttyS0,115200 apparmor=0 selinux=0 audit=0 mitigations=off \
+const NUC_COMMAND_LINE: &str = "TERM=dumb console=ttyS0,115200 lsm=capability audit=0 mitigations=off \
                                 tsc=reliable no_timer_check";
 
 /// As the NUC's, without kernels on the boot partition.
@@ -292,7 +292,7 @@ pub const ALL: &[Board] = &[
         bootloader: Bootloader::UbootText,
         layout: &DEBIAN_GPT,
         system: System::Debian { modules: VIRT_MODULES },
-        command_line: "TERM=dumb console=ttyAMA0 apparmor=0 selinux=0 audit=0 mitigations=off",
+        command_line: "TERM=dumb console=ttyAMA0 lsm=capability audit=0 mitigations=off",
         device_type: "jetson-tx2",
         title: "Nvidia Jetson TX2",
         has_watchdog: true,

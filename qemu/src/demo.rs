@@ -15,6 +15,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// What all of QEMU may use of the processor.
 const CPU_BUDGET_S: f64 = 900.0;
 
+/// What is installed, in this order.
+const UPDATES: [(&str, Fault); 3] =
+    [("2.0.0", Fault::None), ("3.0.0", Fault::BrokenInit), ("4.0.0", Fault::NoEngine)];
+
 /// What must be seen; a line that is missing fails the demonstration.
 const EXPECTED: [&str; 25] = [
     "first boot from slot A",
@@ -54,10 +58,14 @@ pub fn play(lab: &Lab) -> Outcome {
     let os = lab.os(FIRST_VERSION, Fault::None)?;
     let disk = lab.disk(&os, &cloud)?;
     timeline.note("lab", "disk of 3 GiB: OS 1.0.0 in slot A, slot B empty, data partition of 160 MiB");
+    for (version, fault) in UPDATES {
+        let bytes = lab.bundle(&lab.os(version, fault)?, version)?;
+        timeline.note("lab", &format!("bundle {version} made and signed with minisign's key: {bytes} bytes"));
+    }
 
     let disk = Disk { file: &disk, format: "raw" };
     let mut device = Device::switch_on(lab, &disk)?;
-    let told = tell(lab, &cloud, &mut device, &mut timeline);
+    let told = tell(&cloud, &mut device, &mut timeline);
     if let Err(e) = told {
         eprintln!("\nThe console's last lines:\n{}\n", device.last_lines(30));
         return Err(e);
@@ -77,12 +85,11 @@ pub fn play(lab: &Lab) -> Outcome {
     Ok(())
 }
 
-fn tell(lab: &Lab, cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outcome {
+fn tell(cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outcome {
     t.chapter("First boot");
     first_boot(cloud, device, t)?;
 
     t.chapter("A good update");
-    make_bundle(lab, t, "2.0.0", Fault::None)?;
     install(device, t, cloud, "2.0.0", "B", "2.0.0 installed into B")?;
     t.reach("2.0.0 on trial with 3 tries", "status", "slot A is the primary, slot B on trial with 3 tries");
     device.start("systemctl reboot")?;
@@ -107,7 +114,6 @@ fn tell(lab: &Lab, cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outc
     t.reach("no unit failed after the update", "systemd", "running, no unit failed");
 
     t.chapter("An update whose init is broken");
-    make_bundle(lab, t, "3.0.0", Fault::BrokenInit)?;
     install(device, t, cloud, "3.0.0", "A", "3.0.0 installed into A")?;
     device.start("systemctl reboot")?;
     for (n, name) in
@@ -129,7 +135,6 @@ fn tell(lab: &Lab, cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outc
     rolled_back(device, t, "3.0.0 rolled back, with the reason", "3.0.0", &["used up its tries"])?;
 
     t.chapter("An update whose container engine does not start");
-    make_bundle(lab, t, "4.0.0", Fault::NoEngine)?;
     install(device, t, cloud, "4.0.0", "A", "4.0.0 installed into A")?;
     device.start("systemctl reboot")?;
     trial_boot(device, t, 2, 1)?;
@@ -241,13 +246,6 @@ pub fn first_boot(cloud: &Cloud, device: &mut Device, t: &mut Timeline) -> Outco
         std::thread::sleep(Duration::from_secs(1));
     }
     Err("the supervisor did not report its state to the cloud".into())
-}
-
-fn make_bundle(lab: &Lab, t: &Timeline, version: &str, fault: Fault) -> Outcome {
-    let os = lab.os(version, fault)?;
-    let bytes = lab.bundle(&os, version)?;
-    t.note("lab", &format!("bundle {version} made and signed with minisign's key: {bytes} bytes"));
-    Ok(())
 }
 
 fn install(

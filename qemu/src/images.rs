@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -17,6 +18,8 @@ pub const FIRST_SUPERVISOR: &str = "1.0.0";
 /// The build host's twinhull, which can make bundles.
 const BUILD_HOST: &str = "target/debug/twinhull";
 const CACHE: &str = "target/lab";
+/// How often an engine on an emulated processor looks after the supervisor's health: a look costs more than a second.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
 
 /// What is wrong with an OS version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,7 +166,7 @@ impl Lab {
     /// Writes the image of a version of the supervisor to `archive`, as `docker load` takes it.
     pub fn supervisor_archive(&self, version: &str, archive: &Path) -> Outcome {
         let name = format!("lab/supervisor:{version}");
-        supervisor_image::write_archive(&self.program("lab-supervisor"), &name, archive)
+        supervisor_image::write_archive(&self.program("lab-supervisor"), &name, archive, Some(LOOK_EVERY))
             .map_err(|e| format!("make the supervisor's image {name}: {e}"))
     }
 

@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -21,36 +22,24 @@ const CREATED: &str = "1970-01-01T00:00:00Z";
 /// Writes to `out` an archive of an image called `image_name` (`lab/supervisor:1.0.0`; without a tag `:latest` is
 /// added) that runs `program`, a static ELF file, as `/lab-supervisor`.
 ///
-/// The image has the program's own `healthcheck` as its HEALTHCHECK: every 5 s, 5 s to answer, 3 failures in a row,
-/// 10 s to start.
+/// With `look_every` the image has the program's own `healthcheck` as its HEALTHCHECK, that often: 5 s to answer, 3 failures in a
+/// row, 10 s to start.
 ///
 /// # Errors
 /// If `program` cannot be read or is no ELF file, or `out` cannot be written.
-pub fn write_archive(program: &Path, image_name: &str, out: &Path) -> io::Result<()> {
-    write(program, image_name, out, true)
-}
-
-/// As [`write_archive`], without a HEALTHCHECK: Podman runs one only where systemd runs.
-///
-/// # Errors
-/// As [`write_archive`].
-#[allow(dead_code)] // Of use to tests only.
-pub fn write_archive_without_healthcheck(program: &Path, image_name: &str, out: &Path) -> io::Result<()> {
-    write(program, image_name, out, false)
-}
-
-fn write(program: &Path, image_name: &str, out: &Path, healthcheck: bool) -> io::Result<()> {
+pub fn write_archive(
+    program: &Path,
+    image_name: &str,
+    out: &Path,
+    look_every: Option<Duration>,
+) -> io::Result<()> {
     let name = with_tag(image_name);
     let bytes = std::fs::read(program)?;
     let arch = architecture(&bytes)
         .ok_or_else(|| io::Error::other(format!("{}: no ELF file of a known machine", program.display())))?;
     let layer = layer(&bytes)?;
     let layer_id = hex(&layer);
-    let mut config = config(arch, &name, &layer_id);
-    if let (false, Some(container)) = (healthcheck, config["config"].as_object_mut()) {
-        container.remove("Healthcheck");
-    }
-    let config = config.to_string().into_bytes();
+    let config = config(arch, &name, &layer_id, look_every).to_string().into_bytes();
     let config_file = format!("{}.json", hex(&config));
     let layer_file = format!("{layer_id}/layer.tar");
     let manifest = json!([{ "Config": config_file, "RepoTags": [name], "Layers": [layer_file] }])
@@ -66,7 +55,7 @@ fn write(program: &Path, image_name: &str, out: &Path, healthcheck: bool) -> io:
     file.flush()
 }
 
-fn config(arch: &str, name: &str, layer_id: &str) -> Value {
+fn config(arch: &str, name: &str, layer_id: &str, look_every: Option<Duration>) -> Value {
     // The tag is the version that the program reports.
     let version = name.rsplit_once(':').map_or("latest", |(_, tag)| tag);
     json!({
@@ -78,13 +67,13 @@ fn config(arch: &str, name: &str, layer_id: &str) -> Value {
             "Entrypoint": ["/lab-supervisor"],
             "WorkingDir": "/",
             "Labels": { "io.balena.features.supervisor": "lab" },
-            "Healthcheck": {
+            "Healthcheck": look_every.map(|interval| json!({
                 "Test": ["CMD", "/lab-supervisor", "healthcheck"],
-                "Interval": 5 * SECOND_NS,
+                "Interval": interval.as_secs() * SECOND_NS,
                 "Timeout": 5 * SECOND_NS,
                 "StartPeriod": 10 * SECOND_NS,
                 "Retries": 3,
-            },
+            })),
         },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer_id}")] },
         "history": [{ "created": CREATED, "created_by": "supervisor_image" }],

@@ -19,10 +19,13 @@ use crate::{Error, Result};
 
 /// The first request, and any that nothing was planned for: manifest and signatures are about as long.
 const FIRST_BYTES: u64 = 4096;
-/// A request is for at least so much, if so much is planned. It bounds what a killed process fetched in vain.
-const REQUEST_BYTES: u64 = 64 * 1024;
+/// Where requests cost little, one is for this share of what was fetched before, within these bounds: what a process fetched
+/// in vain when it was killed, the request under way, stays a small part of what it fetched, however short it lived.
+const REQUEST_SHARE: u64 = 128;
+const REQUEST_MIN: u64 = 8 * 1024;
+const REQUEST_MAX: u64 = 64 * 1024;
 /// No link is taken for faster, in bytes a second: what requests saved would gain there is less than anybody notices.
-const RATE_MAX: f64 = 50e6;
+const RATE_MAX: f64 = 20e6;
 /// A connection that brought so much before it broke is worth opening again at once.
 const WORTHWHILE_BYTES: u64 = 4 * 1024;
 /// The wait before the second attempt in vain; doubles up to the longest.
@@ -84,8 +87,8 @@ pub struct Meter {
     pub bytes: u64,
     /// Requests.
     pub requests: u64,
-    /// Time spent waiting for bodies.
-    reading: Duration,
+    /// Time spent waiting for answers and their bodies.
+    waiting: Duration,
     /// The shortest time from a request to its answer.
     latency: Option<Duration>,
 }
@@ -93,12 +96,22 @@ pub struct Meter {
 impl Meter {
     /// How many bytes come in the time that one more request takes.
     pub fn bytes_per_request(&self) -> u64 {
-        let rate = (self.bytes as f64 / self.reading.as_secs_f64().max(1e-4)).min(RATE_MAX);
-        let bytes = rate * self.latency.unwrap_or_default().as_secs_f64();
+        let latency = self.latency.unwrap_or_default().as_secs_f64();
+        // Answers differ; but where they take longer than twice the shortest, it is the link that lets them wait.
+        let transfer = self.waiting.as_secs_f64() - 2.0 * latency * self.requests as f64;
+        let rate = (self.bytes as f64 / transfer.max(1e-4)).min(RATE_MAX);
+        let bytes = rate * latency;
         // A float's `as` saturates, which is what is meant.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let bytes = bytes as u64;
         bytes
+    }
+
+    /// For how many bytes a request should be: so many that the wait for its answer is a small part of the time that they take, and
+    /// not many more.
+    fn request_bytes(&self) -> u64 {
+        let share = (self.bytes / REQUEST_SHARE).clamp(REQUEST_MIN, REQUEST_MAX);
+        self.bytes_per_request().saturating_mul(4).max(share)
     }
 }
 
@@ -186,10 +199,7 @@ impl Fetch {
 
     fn next_range(&self) -> Range<u64> {
         let end = match self.planned.iter().find(|p| p.contains(&self.position)) {
-            Some(planned) => {
-                let most = self.meter.bytes_per_request().saturating_mul(4).max(REQUEST_BYTES);
-                planned.end.min(self.position.saturating_add(most))
-            }
+            Some(planned) => planned.end.min(self.position.saturating_add(self.meter.request_bytes())),
             None => self.position.saturating_add(FIRST_BYTES),
         };
         self.position..self.len_bytes().map_or(end, |len| end.min(len))
@@ -213,6 +223,7 @@ impl Fetch {
             Trouble::Passing(if self.file.is_some() { why } else { format!("{why}; {advice}") }, None)
         })?;
         let took = BootClock.since_boot().saturating_sub(asked);
+        self.meter.waiting += took;
         // The first one has the connection to make.
         if self.meter.requests > 1 {
             self.meter.latency = Some(self.meter.latency.map_or(took, |l| l.min(took)));
@@ -301,7 +312,7 @@ impl Fetch {
         let n = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         let asked = BootClock.since_boot();
         let result = answer.body.read(buffer.get_mut(..n).unwrap_or_default());
-        self.meter.reading += BootClock.since_boot().saturating_sub(asked);
+        self.meter.waiting += BootClock.since_boot().saturating_sub(asked);
         let n = result.map_err(|e| why(&e, self.limits.stall))?;
         self.meter.bytes += n as u64;
         answer.brought += n as u64;
@@ -392,4 +403,24 @@ pub fn too_much(bytes: u64, max: u64) -> Error {
     Error::refused(format!(
         "{bytes} bytes would be fetched, at most {max} are allowed; raise --max-download, or install from a file"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_grow_with_what_was_fetched_and_with_the_wait_for_answers() {
+        let second = Duration::from_secs(1);
+        let near = |bytes| Meter { bytes, waiting: second, ..Meter::default() };
+        for (bytes, request) in [(4096, 8192), (4 << 20, 32 << 10), (1 << 30, 64 << 10)] {
+            assert_eq!(near(bytes).request_bytes(), request);
+        }
+        // A server 100 ms away on a link of 1 MB a second, asked four times: 100 kB come in the time of a request.
+        let far = Meter { requests: 4, latency: Some(second / 10), ..near(200_000) };
+        assert_eq!((far.bytes_per_request(), far.request_bytes()), (100_000, 400_000));
+        // A link of which nothing is known but the wait is taken for a quick one.
+        let new = Meter { requests: 2, latency: Some(second / 2), ..near(12_000) };
+        assert_eq!(new.bytes_per_request(), 10_000_000);
+    }
 }

@@ -36,9 +36,9 @@ pub enum Verdict {
 /// Time between two looks: as often as this, unless looking takes so long that it would slow down the very boot that is judged.
 const TICK: Duration = Duration::from_secs(2);
 /// It is at least so many times what a look took,
-const REST: u32 = 4;
+const REST: u32 = 9;
 /// and at most this.
-const LONGEST_TICK: Duration = Duration::from_secs(10);
+const LONGEST_TICK: Duration = Duration::from_secs(20);
 
 /// Looks at every check once.
 pub fn look(checks: &mut [Check]) -> Vec<Finding> {
@@ -76,7 +76,9 @@ pub fn watch(
                 return Verdict::Unhealthy(describe(&findings, now));
             }
         }
-        clock.sleep((now.saturating_sub(begun) * REST).clamp(TICK, LONGEST_TICK));
+        let rest = (now.saturating_sub(begun) * REST).clamp(TICK, LONGEST_TICK);
+        // There is a look at the deadline.
+        clock.sleep(rest.min(deadline.saturating_sub(now).max(TICK)));
     }
 }
 
@@ -110,7 +112,7 @@ mod tests {
 
     #[test]
     fn slow_looks_are_taken_less_often() {
-        for (took, expected) in [(0, 51), (1, 21), (2, 11), (30, 3)] {
+        for (took, expected) in [(0, 51), (1, 11), (2, 6), (30, 3)] {
             let (clock, looks) = (TestClock::default(), std::cell::Cell::new(0));
             let look = || {
                 looks.set(looks.get() + 1);

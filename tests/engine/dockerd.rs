@@ -19,6 +19,9 @@ use crate::supervisor_image;
 /// On two busy cores; only what hangs reaches it.
 const DEADLINE: Duration = Duration::from_secs(120);
 
+/// How often the engine looks after the supervisor's health.
+pub const LOOK_EVERY: Duration = Duration::from_secs(5);
+
 /// One engine at a time: they share the machine's cgroups.
 static ONE: Mutex<()> = Mutex::new(());
 
@@ -461,12 +464,8 @@ fn find(tool: &str) -> Option<PathBuf> {
 
 /// Podman runs health checks by timers of systemd, which no test has.
 fn write_image(program: &Path, name: &str, out: &Path) {
-    let write = if is_podman() {
-        supervisor_image::write_archive_without_healthcheck
-    } else {
-        supervisor_image::write_archive
-    };
-    write(program, name, out).unwrap();
+    let look_every = (!is_podman()).then_some(LOOK_EVERY);
+    supervisor_image::write_archive(program, name, out, look_every).unwrap();
 }
 
 /// How a supervisor is that is well.
