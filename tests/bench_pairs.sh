@@ -6,7 +6,7 @@ fixed=11111111-2222-3333-4444-555555555555
 
 # The tree $1 as an image $2 of each kind. The ext4 has no journal, as a root that is only read needs none.
 image_ext4() {
-    truncate -s 1G "$2"
+    truncate -s "${SMALL:-1G}" "$2"
     mkfs.ext4 -q -F -b 4096 -m 0 -O ^has_journal -U $fixed -E hash_seed=$fixed,lazy_itable_init=0 -d "$1" "$2"
 }
 
@@ -21,8 +21,11 @@ image_squashfs() {
 # A Debian system of the suite $1 in the directory $2; the package sources come from standard input.
 debian() {
     local suite=$1 dir=$2
-    local packages=systemd,systemd-sysv,dbus,udev,network-manager,docker.io,modemmanager,linux-image-amd64,grub-efi-amd64
-    packages+=,python3,openssh-server,curl,ca-certificates,e2fsprogs,dosfstools,iproute2,kmod,less,nano
+    local packages=systemd,systemd-sysv,dbus,udev,network-manager,openssh-server,curl,ca-certificates,e2fsprogs,iproute2,kmod
+    case "${SMALL:-}" in
+        "") packages+=,linux-image-amd64,docker.io,modemmanager,grub-efi-amd64,python3,dosfstools,less,nano ;;
+        *) packages+=,linux-image-cloud-amd64 ;;
+    esac
     rm -rf --one-file-system "$dir.part"
     SOURCE_DATE_EPOCH=1700000000 mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" \
         --aptopt='Apt::Install-Recommends "false"' --dpkgopt='path-exclude=/usr/share/man/*' \
