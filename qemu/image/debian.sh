@@ -23,7 +23,7 @@ unpack_modules() {
 make_device_root() {
     local machine=$1 console=$2
     # What no device needs. The engine's API is used, never its command line.
-    rm -rf usr/bin/{docker,ctr,dnet,containerd-shim,containerd-shim-runc-v1} usr/share/docker.io etc/init.d usr/share/{doc,man,locale,info,perl,zoneinfo} \
+    rm -rf usr/bin/{docker,ctr,dnet,containerd-shim,containerd-shim-runc-v1,tini-static,openssl} usr/sbin/ovrouter usr/share/docker.io etc/init.d usr/share/{doc,man,locale,info,perl,zoneinfo} \
         "usr/lib/$machine"/{gconv,perl,perl-base} usr/lib/udev/hwdb.* usr/bin/perl* \
         var/lib/{apt,dpkg} var/cache usr/lib/apt usr/bin/{apt,dpkg}* "usr/lib/$machine"/libapt* \
         usr/lib/systemd/system-generators/systemd-gpt-auto-generator boot
@@ -66,6 +66,10 @@ EOF
     systemctl --quiet --root=. disable systemd-networkd-wait-online.service getty@tty1.service
     systemctl --quiet --root=. mask dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
         serial-getty@hvc0.service
+    # Nobody uses these here, and an emulated processor is slow to start them.
+    systemctl --quiet --root=. mask {dev-hugepages,dev-mqueue,sys-kernel-debug,sys-kernel-tracing,sys-kernel-config}.mount \
+        sys-fs-fuse-connections.mount proc-sys-fs-binfmt_misc.automount modprobe@{configfs,dm_mod,drm,fuse,loop}.service \
+        systemd-{network-generator,update-utmp,update-utmp-runlevel}.service
     # A console for people: nobody else can reach a device in QEMU.
     sed -i 's/^root:[^:]*:/root::/' etc/passwd etc/shadow
     mkdir -p "etc/systemd/system/serial-getty@$console.service.d"

@@ -84,24 +84,24 @@ const NUC: Layout = Layout {
     disk_mib: 3072,
     partitions: &[
         (Role::Boot, 64),
-        (Role::Root(0), 400),
-        (Role::Root(1), 400),
+        (Role::Root(0), 320),
+        (Role::Root(1), 320),
         (Role::State, 32),
         (Role::Data, 160),
     ],
 };
 
 /// The same disk as it is written to a device: nothing behind the data partition but the copy of the table.
-const NUC_IMAGE: Layout = Layout { disk_mib: 1058, ..NUC };
+const NUC_IMAGE: Layout = Layout { disk_mib: 898, ..NUC };
 
 /// An installer's medium, with room for the image of a whole disk.
 const NUC_INSTALLER_DISK: Layout = Layout {
     table: Table::Gpt,
-    disk_mib: 1218,
+    disk_mib: 1058,
     partitions: &[
         (Role::Boot, 64),
-        (Role::Root(0), 400),
-        (Role::Root(1), 400),
+        (Role::Root(0), 320),
+        (Role::Root(1), 320),
         (Role::State, 32),
         (Role::Data, 320),
     ],
@@ -119,7 +119,7 @@ pub const NUC_INSTALLER: Board = Board {
 };
 
 const NUC_COMMAND_LINE: &str = "TERM=dumb console=ttyS0,115200 lsm=capability audit=0 mitigations=off \
-                                tsc=reliable no_timer_check";
+                                tsc=reliable no_timer_check panic=1";
 
 /// As the NUC's, without kernels on the boot partition.
 const DEBIAN_GPT: Layout = Layout {
