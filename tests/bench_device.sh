@@ -104,19 +104,20 @@ fetch_twinhull() {
 # An install of which $1 bytes are fetched without trouble, killed 20 times on its way and then left to end; leaves all that was
 # fetched in $bytes and $requests.
 killed_20_times() {
-    local part all=0 asked=0 pid
+    local n all=0 asked=0 pid
     device "$work/nothing"
     counted
-    for _ in $(seq 20); do
+    for n in $(seq 20); do
         "$twinhull" --root "$work/device" install "$url/b" >/dev/null 2>&1 &
-        pid=$! part=0
-        while [ "$part" -lt $(($1 / 21)) ] && kill -0 "$pid" 2>/dev/null; do
+        pid=$!
+        # By what was fetched in all, so that one that lived too long does not bring the end before the last kill.
+        while [ "$all" -lt $((n * $1 / 21)) ]; do
             sleep 0.05
+            kill -0 "$pid"
             counted
-            part=$((part + bytes)) all=$((all + bytes)) asked=$((asked + requests))
+            all=$((all + bytes)) asked=$((asked + requests))
         done
-        # It may have come to its end meanwhile.
-        kill -9 "$pid" 2>/dev/null || true
+        kill -9 "$pid"
         wait "$pid" 2>/dev/null || true
     done
     measure "$twinhull" --root "$work/device" install "$url/b"
