@@ -427,7 +427,7 @@ fn a_supervisor_is_pulled_with_its_registrys_login() {
         let address = registry::serve(|address| {
             let (program, file) = (dockerd::program().unwrap(), lab.path("pulled.tar"));
             let name = format!("{address}/lab/supervisor:2.0.0");
-            supervisor_image::write_archive(&program, &name, &file, Some(dockerd::LOOK_EVERY)).unwrap();
+            dockerd::write_image(&program, &name, &file);
             file
         });
         let image = format!("{address}/lab/supervisor:2.0.0");

@@ -23,7 +23,8 @@ unpack_modules() {
 make_device_root() {
     local machine=$1 console=$2
     # What no device needs. The engine's API is used, never its command line.
-    rm -rf usr/bin/{docker,ctr,dnet,containerd-shim,containerd-shim-runc-v1,tini-static,openssl} usr/sbin/ovrouter usr/share/docker.io etc/init.d usr/share/{doc,man,locale,info,perl,zoneinfo} \
+    rm -rf usr/bin/{docker,ctr,dnet,containerd-shim,containerd-shim-runc-v1,tini-static,openssl} usr/sbin/ovrouter \
+        usr/share/docker.io etc/init.d usr/share/{doc,man,locale,info,perl,zoneinfo} \
         "usr/lib/$machine"/{gconv,perl,perl-base} usr/lib/udev/hwdb.* usr/bin/perl* \
         var/lib/{apt,dpkg} var/cache usr/lib/apt usr/bin/{apt,dpkg}* "usr/lib/$machine"/libapt* \
         usr/lib/systemd/system-generators/systemd-gpt-auto-generator boot

@@ -118,6 +118,7 @@ pub const NUC_INSTALLER: Board = Board {
     ..ALL[0]
 };
 
+/// `panic=1`: the 5 s of the boot script are 5 s of a busy processor. `lsm=`: without SELinux and AppArmor.
 const NUC_COMMAND_LINE: &str = "TERM=dumb console=ttyS0,115200 lsm=capability audit=0 mitigations=off \
                                 tsc=reliable no_timer_check panic=1";
 

@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn slow_looks_are_taken_less_often() {
-        for (took, expected) in [(0, 51), (1, 11), (2, 6), (30, 3)] {
+        for (took, expected) in [(0, 51), (1, 11), (2, 6), (3, 6), (30, 3)] {
             let (clock, looks) = (TestClock::default(), std::cell::Cell::new(0));
             let look = || {
                 looks.set(looks.get() + 1);
@@ -123,6 +123,7 @@ mod tests {
             watch(&clock, Duration::from_secs(100), Duration::from_secs(10), &mut checks, |_| ());
             drop(checks);
             assert_eq!(looks.get(), expected, "{took} s");
+            assert_eq!(clock.since_boot().as_secs(), 100 + took, "the last look is at the deadline");
         }
     }
 

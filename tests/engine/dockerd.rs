@@ -20,7 +20,7 @@ use crate::supervisor_image;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// How often the engine looks after the supervisor's health.
-pub const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// One engine at a time: they share the machine's cgroups.
 static ONE: Mutex<()> = Mutex::new(());
@@ -462,8 +462,8 @@ fn find(tool: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).chain(["/usr/sbin".into()]).map(|d| d.join(tool)).find(|p| p.is_file())
 }
 
-/// Podman runs health checks by timers of systemd, which no test has.
-fn write_image(program: &Path, name: &str, out: &Path) {
+/// Writes an image's archive. Podman runs health checks by timers of systemd, which no test has.
+pub fn write_image(program: &Path, name: &str, out: &Path) {
     let look_every = (!is_podman()).then_some(LOOK_EVERY);
     supervisor_image::write_archive(program, name, out, look_every).unwrap();
 }
